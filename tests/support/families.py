@@ -1,6 +1,10 @@
 """Tiny random models of each supported family, in float64, for exact comparisons."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -39,7 +43,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**_GROUPED, head_dim=8),
     "mistral": MistralConfig(**_GROUPED, sliding_window=None),
     "mistral-sliding": MistralConfig(**_GROUPED, sliding_window=6),
-    "qwen2-sliding": Qwen2Config(**_GROUPED, use_sliding_window=True, max_window_layers=0, **_SLIDING),
+    "qwen2-sliding": Qwen2Config(**_GROUPED, use_sliding_window=True, **_SLIDING),
     "gemma": GemmaConfig(**_GROUPED, head_dim=8),
     "gemma2": Gemma2Config(**_GROUPED, head_dim=8, **_SLIDING),
     "gemma3": Gemma3TextConfig(**_GROUPED, head_dim=8, **_SLIDING),
@@ -59,3 +63,22 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedMod
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
     return model.to(dtype).eval()
+
+
+class DoubleThroughout(TorchFunctionMode):
+    """Keep float64 where modelling code asks for float32 (norms, softmax, rotary embeddings).
+
+    Without it a float64 model is only as exact as its float32 parts, and 1e-9 means nothing.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
+            if func is torch.Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            if kwargs.get("dtype") is torch.float32:
+                kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)

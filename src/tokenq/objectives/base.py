@@ -29,5 +29,5 @@ class Objective(Protocol[Batch]):
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum `values` [B, T] over the steps where `mask` is True: [B]. Masked NaN or inf is ignored."""
+    """Sum `values` [B, T] over the steps that `mask` holds: [B]. Masked NaN or inf is ignored."""
     return torch.where(mask, values, values.new_zeros(())).sum(-1)

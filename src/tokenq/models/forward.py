@@ -1,0 +1,192 @@
+"""The packed forward of a causal language model, and the plain one where sharing is not valid.
+
+`enable_packed(model)` teaches a model, also under PEFT, DDP or FSDP2 wrappers, to answer
+`model(packed=pack)` with the log-probabilities of the pack's responses.
+"""
+
+import functools
+import inspect
+import logging
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from tokenq.models.attention import use_tree_attention
+from tokenq.models.head import Head, TokenLogps, token_logps_of
+from tokenq.models.packing import Ids, Pack, pack_trees
+
+logger = logging.getLogger(__name__)
+
+Backbone = Callable[[PreTrainedModel, Pack], Tensor]
+
+
+def enable_packed(model: nn.Module) -> None:
+    """Let `model(packed=pack)` return :class:`TokenLogps` in pack order. Idempotent.
+
+    Ordinary calls are unchanged. The first call makes the choice between the packed and the plain
+    forward by comparing both on a small probe (:func:`sharing_is_valid`); a model whose masks,
+    recurrence or attention options do not allow sharing runs row by row, and a warning says so.
+    """
+    inner = causal_lm(model)
+    if "packed" in inspect.signature(inner.forward).parameters:
+        return
+    inner.forward = types.MethodType(_forward_with_packs(type(inner)), inner)
+    original = inner.config._attn_implementation
+    use_tree_attention(inner)
+    problem = sharing_problem(inner)
+    if problem is None:
+        return
+    for part in inner.modules():
+        config = getattr(part, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = original
+    inner._tokenq_backbone = row_hidden
+    logger.warning(
+        "%s: prompts cannot be shared between responses (%s); using one plain forward per row, "
+        "which is slower and exact",
+        type(inner).__name__,
+        problem,
+    )
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model under a PEFT, DDP or compile wrapper, or `model` itself."""
+    inner = getattr(model, "module", model) if not isinstance(model, PreTrainedModel) else model
+    inner = getattr(inner, "_orig_mod", inner)
+    get_base = getattr(inner, "get_base_model", None)
+    inner = get_base() if get_base is not None else inner
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(f"expected a transformers causal LM, got {type(inner).__name__}")
+    return inner
+
+
+@functools.cache
+def _forward_with_packs(cls: type[PreTrainedModel]) -> Callable[..., Any]:
+    # Bound per instance with MethodType, so that a deep copy of a model binds to the copy.
+    original = cls.forward
+
+    @functools.wraps(original)
+    def forward(
+        self: PreTrainedModel, *args: Any, packed: Pack | None = None, **kwargs: Any
+    ) -> Any:
+        if packed is None:
+            return original(self, *args, **kwargs)
+        hidden = response_states(self, packed)
+        return token_logps_of(Head.of(self), hidden, packed.targets)
+
+    parameters = inspect.signature(original).parameters
+    packed_parameter = inspect.Parameter("packed", inspect.Parameter.KEYWORD_ONLY, default=None)
+    ordered = sorted([*parameters.values(), packed_parameter], key=lambda p: p.kind)
+    forward.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    return forward
+
+
+def response_states(model: PreTrainedModel, pack: Pack) -> Tensor:
+    """Return the hidden state [N, H] from which each response token of `pack` is predicted."""
+    backbone: Backbone = getattr(model, "_tokenq_backbone", tree_hidden)
+    return backbone(model, pack)
+
+
+def tree_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:
+    """Hidden states [N, H] by one packed forward in which responses share their prompt."""
+    # A mask with four axes counts as ready-made in transformers: none is built for the packed row.
+    ready_made = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=pack.input_ids.device)
+    states = model.base_model(
+        input_ids=pack.input_ids[None],
+        position_ids=pack.layout.positions[None],
+        attention_mask=ready_made,
+        use_cache=False,
+        tree=pack.layout,
+    ).last_hidden_state[0]
+    return states[pack.target_index]
+
+
+def row_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:
+    """Hidden states [N, H] by plain forwards, one row at a time: nothing shared, nothing padded."""
+    parts = []
+    for prompt, response in unpack(pack):
+        ids = torch.cat([prompt, response])[None]
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        parts.append(states[len(prompt) - 1 :])
+    return torch.cat(parts)
+
+
+def unpack(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (prompt ids, response ids without the last) of each row of `pack`, in pack order."""
+    prompts = {root: (start, end) for root, start, end in _prompt_spans(pack)}
+    offset = 0
+    for length in pack.lengths:
+        index = pack.target_index[offset : offset + length]
+        start, end = prompts[int(pack.layout.prompt[index[0]])]
+        yield pack.input_ids[start:end], pack.targets[offset : offset + length - 1]
+        offset += length
+
+
+def _prompt_spans(pack: Pack) -> Iterator[tuple[int, int, int]]:
+    for start, end, _ in pack.layout.trees.tolist():
+        yield int(pack.layout.segment[start]), start, end
+
+
+def pad_rows(flat: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return rows of a flat [N] tensor as [B, T], zero where the [B, T] bool mask is False."""
+    rows = flat.split(list(lengths))
+    sizes = torch.tensor(lengths, device=flat.device)
+    mask = torch.arange(int(max(lengths)), device=flat.device) < sizes[:, None]
+    return pad_sequence(list(rows), batch_first=True), mask
+
+
+def sharing_problem(model: PreTrainedModel) -> str | None:
+    """Say why packed trees do not reproduce `model`'s plain forward, or None if they do.
+
+    Two trees of two random responses each are scored both ways. In fp32 the hidden states must agree
+    to 1e-3 of their size, in half precision to 5e-2: a leak between responses or a lost prompt moves
+    them by more, also in an untrained model, because the states are compared before the head.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = min(
+        model.config.get_text_config().vocab_size, model.get_input_embeddings().num_embeddings
+    )
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(size, (n,), generator=generator).tolist()
+
+    first, second = ids(9), ids(5)
+    prompts: list[Ids] = [first, first, second, second]
+    pack = pack_trees(prompts, [ids(7), ids(4), ids(3), ids(6)], token_budget=1024)[0]
+    pack = pack.to(model.get_input_embeddings().weight.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            plain = row_hidden(model, pack).float()
+            try:
+                shared = tree_hidden(model, pack).float()
+            except Exception as error:  # modelling code that we do not know may raise anything
+                return f"{type(error).__name__}: {error}"
+    finally:
+        model.train(training)
+    half = torch.finfo(next(model.parameters()).dtype).bits <= 16
+    error = (plain - shared).norm() / plain.norm()
+    if error > (5e-2 if half else 1e-3):
+        return f"a probe differed by {float(error):.1e} of its size"
+    return None
+
+
+def response_hidden(
+    model: nn.Module, prompts: Sequence[Ids], responses: Sequence[Ids], token_budget: int = 4096
+) -> list[Tensor]:
+    """Return, per row, the hidden states [T_i, H] from which its response tokens are predicted."""
+    enable_packed(model)
+    inner = causal_lm(model)
+    device = inner.get_input_embeddings().weight.device
+    out: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for pack in pack_trees(prompts, responses, token_budget):
+        states = response_states(inner, pack.to(device))
+        for row, part in zip(pack.rows, states.split(list(pack.lengths)), strict=True):
+            out[row] = part
+    return out

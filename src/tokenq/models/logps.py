@@ -1,0 +1,41 @@
+"""Per-token log-probabilities of given responses: the one way in tokenq to get them."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from tokenq.models.forward import causal_lm, enable_packed
+from tokenq.models.packing import Ids, pack_trees
+from tokenq.models.reference import AdapterOff
+
+TOKEN_BUDGET = 4096
+
+
+def token_logps(
+    model: nn.Module | AdapterOff,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+) -> list[Tensor]:
+    """Return log pi(y_t | x, y_<t) of every response token: one fp32 tensor [T_i] a row, in nats.
+
+    model:        a transformers causal LM, with or without PEFT, or an :class:`AdapterOff`
+    prompts:      token ids of each row's prompt, at least one token; equal prompts are encoded once
+    responses:    token ids of each row's response, at least one token, EOS included if it counts
+    token_budget: input tokens of one forward; bounds memory, does not change the result
+
+    Differentiable unless called under `torch.no_grad()`. The order is the caller's. An fp64 model
+    gives fp64. Raises ValueError for an empty prompt or response.
+    """
+    with model.active() if isinstance(model, AdapterOff) else nullcontext(model) as active:
+        enable_packed(active)
+        device = causal_lm(active).get_input_embeddings().weight.device
+        out: list[Tensor] = [torch.empty(0)] * len(prompts)
+        for pack in pack_trees(prompts, responses, token_budget):
+            logps = active(packed=pack.to(device)).logps
+            for row, part in zip(pack.rows, logps.split(list(pack.lengths)), strict=True):
+                out[row] = part
+        return out
