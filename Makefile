@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet -c constraints.txt
+INSTALL := $(BIN)/python -m pip install -c constraints.txt
 
 # Tiny models gain nothing from threads; one process a core does. Extra arguments: make test PYTEST_ARGS="-k credit"
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
@@ -16,16 +16,16 @@ help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
 		printf '%-8s %s\n' "$$name" "$$text"; done
 
-$(BIN)/python:
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: $(PYTHON) is older than Python 3.11; name another with: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.stamp-core: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.stamp-core: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.stamp-core
 
