@@ -113,21 +113,25 @@ def test_a_defect_is_not_dressed_up_as_a_user_error(command: Callable[..., None]
         cli.main(["probe"])
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
+@pytest.mark.parametrize("lines", [1, 1000], ids=["fits a buffer", "exceeds it"])
+def test_a_reader_that_goes_away_ends_the_command_quietly(lines: int) -> None:
     code = (
         "import sys; from tokenq.cli import main as cli; from types import ModuleType\n"
-        "module = ModuleType('tokenq.cli.probe')\n"
-        "module.main = lambda argv: [print('x' * 1000) for _ in range(1000)] and 0\n"
-        "sys.modules['tokenq.cli.probe'] = module; cli.COMMANDS['probe'] = ''\n"
+        "def probe(argv):\n"
+        "    sys.stdin.read()\n"
+        f"    for _ in range({lines}): print('x' * 1000)\n"
+        "    return 0\n"
+        "sys.modules['tokenq.cli.probe'] = module = ModuleType('tokenq.cli.probe')\n"
+        "module.main = probe; cli.COMMANDS['probe'] = ''\n"
         "sys.exit(cli.main(['probe']))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    process.stdout.read(10)
     process.stdout.close()
+    process.stdin.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=60) == 141
 
