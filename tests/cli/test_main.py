@@ -1,6 +1,7 @@
 """The command's dispatch: names, suggestions and exit codes."""
 
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,7 +127,10 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(lines: int) -> None:
         "sys.exit(cli.main(['probe']))"
     )
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, env=buffered
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
