@@ -63,6 +63,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def discard_parts(path: Path) -> None:
+    """Remove what a killed process left unfinished beside ``path``; hold :func:`locked`."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_file(path) as temporary:

