@@ -1,4 +1,4 @@
-"""Where tokenq keeps files of its own, and how files reach their final name: whole or not at all."""
+"""Where tokenq keeps its own files, and how files reach their final name: whole or not at all."""
 
 import os
 import shutil
