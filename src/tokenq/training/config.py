@@ -1,0 +1,198 @@
+"""`PreferenceConfig`: transformers' TrainingArguments plus what preference training adds.
+
+Names and defaults follow TRL's `DPOConfig`; every default that differs says why.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from tokenq.errors import UserError
+
+TRUNCATION_MODES = ("keep_start", "keep_end")
+SAMPLING_STRATEGIES = ("random", "sequential")
+
+
+@dataclass
+class PreferenceConfig(TrainingArguments):
+    """Arguments of :class:`tokenq.training.PreferenceTrainer`.
+
+    Defaults that differ from `transformers.TrainingArguments` (all but the last four as in TRL):
+    `learning_rate` 1e-6, `logging_steps` 10, `bf16` on where the device has it,
+    `remove_unused_columns` off (token ids are no arguments of `forward`),
+    `logging_nan_inf_filter` off (a loss that is not finite stops the run instead of being hidden),
+    `ddp_find_unused_parameters` off (every trainable parameter takes part in every step).
+
+    Defaults that differ from TRL: `precompute_ref_log_probs` is on, since the cache holds tokens
+    and is shared by later runs; `gradient_checkpointing` is off, since packing and the chunked
+    head already bound the memory and recomputing costs a third of the speed; `bf16` is off on CPU,
+    where it is slower than fp32 and the fp32 trajectory is reproducible.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "objective_args",
+    ]
+
+    # The optimisation
+    learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Optimiser steps between two lines of metrics."}
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bf16 mixed precision; unset: on where a GPU supports it, off on CPU."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Unused: a loss that is not finite stops the run."},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave at false: token ids are not forward() arguments."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={"help": "Search for parameters without gradient in every step under DDP."},
+    )
+
+    # The objective
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={"help": "Objectives by name; several are added with `loss_weights`."},
+    )
+    loss_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "One weight for each `loss_type`; unset: 1 for each."},
+    )
+    beta: float = field(
+        default=0.1,
+        metadata={
+            "help": "Strength of the KL constraint; the reward of a token is beta times the "
+            "log-ratio in nats."
+        },
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "Probability in [0, 0.5) that a preference label is flipped."},
+    )
+    objective_args: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "JSON with further hyper-parameters of the chosen objectives."},
+    )
+
+    # The reference
+    precompute_ref_log_probs: bool = field(
+        default=True,
+        metadata={
+            "help": "Take the reference's token log-probs from a cache on disk, filled "
+            "before training; false: run the reference in every step."
+        },
+    )
+    reference_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the reference cache; unset: in tokenq's cache, shared by all runs."
+        },
+    )
+
+    # The data
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Most tokens of prompt plus response; 0: no limit."}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of the prompt, cut from its start."}
+    )
+    truncation_mode: str = field(
+        default="keep_start",
+        metadata={"help": "What is kept of a row over `max_length`.", "choices": TRUNCATION_MODES},
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that tokenise."}
+    )
+
+    # The model
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "JSON with arguments for `from_pretrained`."}
+    )
+    disable_dropout: bool = field(
+        default=True,
+        metadata={
+            "help": "Turn the base model's dropout off, so that policy and reference "
+            "differ by their weights only. LoRA's own dropout is `lora_dropout`."
+        },
+    )
+
+    # Speed and memory
+    token_budget: int = field(
+        default=4096,
+        metadata={
+            "help": "Most tokens of one packed forward; a batch over it is split into parts "
+            "whose gradients add up exactly. Lower it to save memory."
+        },
+    )
+    compile_layers: bool = field(
+        default=False, metadata={"help": "Compile the model layer by layer with torch.compile."}
+    )
+
+    # Stopping
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after this many evaluations without a better "
+            "`metric_for_best_model` (unset there: the evaluation loss)."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "What counts as better must be better by this much."}
+    )
+
+    def __post_init__(self) -> None:
+        """Resolve what depends on the device, check values, then do what transformers does."""
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and _device_has_bf16()
+        self.max_length = self.max_length or None
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        if self.early_stopping_patience is not None and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
+        super().__post_init__()
+        self._check_values()
+
+    def _check_values(self) -> None:
+        _positive("token_budget", self.token_budget)
+        for name in ("max_length", "max_prompt_length", "early_stopping_patience"):
+            _positive(name, getattr(self, name))
+        _one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
+        _one_of("train_sampling_strategy", self.train_sampling_strategy, SAMPLING_STRATEGIES)
+        if self.early_stopping_patience and self.eval_strategy == IntervalStrategy.NO:
+            raise UserError("early_stopping_patience: needs evaluation, set eval_strategy to steps")
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise UserError(
+                f"loss_weights: {len(self.loss_weights)} weights for {len(self.loss_type)} "
+                f"objectives in loss_type; give one for each"
+            )
+        if self.deepspeed:
+            raise UserError("deepspeed: not supported; use accelerate with FSDP2 (fsdp: true)")
+        if self.auto_find_batch_size:
+            raise UserError(
+                "auto_find_batch_size: not supported, since it would change the optimisation; "
+                "lower token_budget instead, which changes only the memory"
+            )
+
+
+def _device_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _positive(name: str, value: int | None) -> None:
+    if value is not None and value <= 0:
+        raise UserError(f"{name}: must be positive, got {value}")
+
+
+def _one_of(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise UserError(f"{name}: {value!r} is not one of {', '.join(accepted)}")

@@ -1,0 +1,64 @@
+"""A loss or gradient that is not finite: which rows and which tensor, saved before the end."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tokenq.errors import UserError
+from tokenq.storage import write_text
+
+FILE = "nan_batch.json"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one micro-batch computed: its row numbers and named tensors, detached."""
+
+    rows: tuple[int, ...]
+    tensors: dict[str, Tensor]
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold a NaN or an infinity."""
+        return [name for name, value in self.tensors.items() if not torch.isfinite(value).all()]
+
+
+def first_bad_gradients(model: nn.Module, most: int = 5) -> list[str]:
+    """Names of the first parameters whose gradient is not finite."""
+    bad = []
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            bad.append(name)
+            if len(bad) == most:
+                break
+    return bad
+
+
+def describe(traces: Iterable[Trace], model: nn.Module) -> tuple[list[int], list[str]]:
+    """Return the rows and the tensors to blame: log-probs and losses before gradients."""
+    traces = list(traces)
+    guilty = [trace for trace in traces if trace.not_finite()]
+    if guilty:
+        names = sorted({name for trace in guilty for name in trace.not_finite()})
+        return sorted({row for trace in guilty for row in trace.rows}), names
+    names = [f"gradient of {name}" for name in first_bad_gradients(model)]
+    return sorted({row for trace in traces for row in trace.rows}), names
+
+
+def save(folder: Path, *, step: int, rows: list[int], tensors: list[str]) -> Path:
+    """Write the finding to `nan_batch.json` in `folder` and return its path."""
+    path = folder / FILE
+    write_text(path, json.dumps({"step": step, "rows": rows, "tensors": tensors}, indent=2) + "\n")
+    return path
+
+
+def stop(path: Path, *, step: int, rows: list[int], tensors: list[str]) -> UserError:
+    """Return the error that ends the run."""
+    shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+    return UserError(
+        f"step {step}: {', '.join(tensors[:3]) or 'the gradient norm'} is not finite "
+        f"(rows {shown}; saved in {path}); check these rows, the weights, or lower learning_rate"
+    )

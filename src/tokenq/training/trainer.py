@@ -1,0 +1,728 @@
+"""`PreferenceTrainer`: transformers' Trainer on packed micro-batches and any mixture of objectives.
+
+It knows no algorithm by name. What differs from the parent: which process sees which rows, the
+forward, the exact combination of parts, the metrics, and checkpoints that are whole or absent.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import (
+    EvalLoopOutput,
+    TrainOutput,
+    has_length,
+    rotate_checkpoints,
+)
+
+from tokenq.errors import UserError
+from tokenq.models.forward import enable_packed
+from tokenq.models.loading import disable_dropout, load_policy, load_tokenizer
+from tokenq.models.packing import Pack, pack_trees
+from tokenq.models.reference import AdapterOff, ReferenceIdentity
+from tokenq.training import checkpoints, failures
+from tokenq.training.batches import (
+    VIEWS,
+    Batch,
+    Collator,
+    Sides,
+    in_flat_order,
+    micro_batches,
+    shape_of,
+)
+from tokenq.training.card import CARD_FILE, model_card
+from tokenq.training.config import PreferenceConfig
+from tokenq.training.dataset import Split, prepare_split
+from tokenq.training.metrics import MetricWindow, means, merge
+from tokenq.training.mixture import Mixture
+from tokenq.training.preflight import check_disk, check_writable
+from tokenq.training.reference import Reference, open_reference
+from tokenq.training.sampling import EpochDataLoader, GlobalBatchSampler
+
+Source = Any
+"""Rows in any form that `prepare_split` reads."""
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """What one process does in one of the accumulation parts of an optimiser step.
+
+    micro:   its micro-batches
+    rounds:  forwards of the process that has most; the others fill up with empty ones
+    totals:  for each objective, the terms of the whole global batch
+    tokens:  tokens of all processes in this part
+    """
+
+    micro: list[Batch]
+    rounds: int
+    totals: tuple[float, ...]
+    tokens: int
+
+
+class PreferenceTrainer(Trainer):
+    """Train a causal language model with the objectives named in `args.loss_type`.
+
+    Args:
+        model: a causal LM, a PEFT model, or a name for `tokenq.models.load_policy`.
+        ref_model: the frozen reference, by name or loaded. None: the policy as it is given, or its
+            base where `peft_config` adds a fresh adapter.
+        args: see :class:`PreferenceConfig`.
+        train_dataset: a path or hub name, `Rows`, `Prepared`, or a tokenised `datasets` set.
+        eval_dataset: the same, or a dict of named sets.
+        processing_class: the tokenizer; None: that of the model's name.
+        peft_config: adds an adapter to the model.
+        callbacks, optimizers: as in `transformers.Trainer`.
+        model_name: name for the model card where `model` is not a name.
+        card_notes: further `title: value` lines of the model card, such as the command.
+
+    Raises:
+        UserError: for anything wrong in the arguments or the data, before a model is loaded where
+            that can be known, and for a loss or gradient that is not finite.
+    """
+
+    _tag_names = ("tokenq", "preference-optimization")
+    args: PreferenceConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel | str | Path,
+        ref_model: PreTrainedModel | PeftModel | AdapterOff | str | Path | None = None,
+        args: PreferenceConfig | None = None,
+        train_dataset: Source = None,
+        eval_dataset: Source | Mapping[str, Source] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        model_name: str | None = None,
+        card_notes: Mapping[str, str] | None = None,
+    ) -> None:
+        args = args or PreferenceConfig(output_dir="trainer_output")
+        self.mixture = Mixture.from_config(args)
+        check_writable(Path(args.output_dir))
+        if processing_class is None:
+            processing_class = load_tokenizer(_name_of(model))
+        self._tokenizer = processing_class
+        # The data before the model: what is wrong with it is then known within seconds.
+        with args.main_process_first(desc="preparing the data"):
+            self.splits = _splits(train_dataset, eval_dataset, processing_class, args, self.mixture)
+        self.model_name = model_name or _name_of(model)
+        self.card_notes = dict(card_notes or {})
+        policy = _policy(model, args, peft_config)
+        self.reference: Reference | None = None
+        if self.mixture.needs_reference:
+            self.reference = open_reference(policy, ref_model, peft_config is not None, args)
+        if args.early_stopping_patience is not None:
+            stopping = EarlyStoppingCallback(
+                args.early_stopping_patience, args.early_stopping_threshold
+            )
+            callbacks = [*(callbacks or []), stopping]
+        enable_packed(policy)
+        if args.compile_layers:
+            from tokenq.models.forward import compile_layers
+
+            compile_layers(policy)
+        evaluation = {name: split.dataset for name, split in self.splits.items() if name != "train"}
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=Collator(()),
+            train_dataset=self.splits["train"].dataset if "train" in self.splits else None,
+            eval_dataset=evaluation.get("", evaluation) or None,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.loss_is_scaled_for_ga = True
+        self._window = MetricWindow()
+        self._traces: list[failures.Trace] = []
+        self._progress: checkpoints.Progress | None = None
+        self._seconds_before, self._session_start = 0.0, time.time()
+        self._filler = pack_trees([[0]], [[0]], token_budget=2)[0].to(args.device)
+        self.add_callback(_RestoreProgress(self))
+        if self.reference is not None:
+            for split in self.splits.values():
+                self._fill_reference(split)
+            self.reference.release_policy()
+
+    # ---- Data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Every process's share of the same global batches, whatever the number of processes."""
+        split = self.splits["train"]
+        if not has_length(split.dataset):
+            return self._stream(split, self._train_batch_size)
+        args = self.args
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        sampler = GlobalBatchSampler(
+            len(split.dataset),
+            per_process=self._train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            world=args.world_size,
+            seed=None if args.train_sampling_strategy == "sequential" else seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._loader(split, sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Every process's share of the evaluation rows, each row once."""
+        split = self._eval_split(eval_dataset)
+        if not has_length(split.dataset):
+            return self._stream(split, self.args.eval_batch_size)
+        sampler = GlobalBatchSampler(
+            len(split.dataset),
+            per_process=self.args.eval_batch_size,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+            seed=None,
+        )
+        return self._loader(split, sampler)
+
+    def _eval_split(self, eval_dataset: Any) -> Split:
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return self.splits[eval_dataset or ""]
+        for split in self.splits.values():
+            if split.dataset is eval_dataset:
+                return split
+        split = prepare_split(eval_dataset, "evaluation", self._tokenizer, self.args, self.mixture)
+        if self.reference is not None:
+            self._fill_reference(split)
+        return split
+
+    def _loader(self, split: Split, sampler: GlobalBatchSampler) -> DataLoader:
+        return EpochDataLoader(
+            split.dataset,
+            batch_sampler=sampler,
+            collate_fn=Collator(split.columns),
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    def _stream(self, split: Split, batch_size: int) -> DataLoader:
+        from datasets.distributed import split_dataset_by_node
+
+        share = split_dataset_by_node(
+            split.dataset, rank=self.args.process_index, world_size=self.args.world_size
+        )
+        return DataLoader(share, batch_size=batch_size, collate_fn=Collator(split.columns))
+
+    # ---- One optimiser step ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[StepPart], None]:
+        """Draw the parts of one optimiser step and count its terms over all processes.
+
+        The counts are known before the first forward, so that each micro-batch's gradient can be
+        weighted exactly as in one mean over the global batch.
+        """
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        drawn = len(batches)
+        # A process whose stream has ended keeps step with the others.
+        batches += [Collator(())([])] * (num_batches - drawn)
+        micro = [micro_batches(batch, self.args.token_budget) for batch in batches]
+        shapes = [shape_of(batch) for batch in batches if len(batch)]
+        weights = [
+            sum(self._weight(term.objective, shape) for shape in shapes)
+            for term in self.mixture.terms
+        ]
+        tokens = [batch.num_tokens for batch in batches]
+        counted = self._all_processes([drawn, *weights, *tokens, *map(len, micro)])
+        if not counted[:, 0].any():
+            return [], None
+        terms = len(weights)
+        totals = tuple(counted[:, 1 : 1 + terms].sum(0).tolist())
+        part_tokens = counted[:, 1 + terms : 1 + terms + num_batches].sum(0).long().tolist()
+        rounds = counted[:, 1 + terms + num_batches :].amax(0).long().tolist()
+        self._traces = []
+        self._window.begin_step()
+        parts = [
+            StepPart(micro[i], max(1, rounds[i]), totals, part_tokens[i])
+            for i in range(num_batches)
+        ]
+        return parts, None
+
+    def _weight(self, objective: Any, shape: Sides) -> float:
+        return float(objective.weight(VIEWS[objective.kind](shape, None)))
+
+    def _all_processes(self, values: list[float]) -> Tensor:
+        """Return the [processes, n] values of every process."""
+        local = torch.tensor(values, dtype=torch.float64)
+        if self.args.world_size == 1:
+            return local[None]
+        on_device = local.to(self.args.device)
+        return self.accelerator.gather(on_device[None]).cpu()
+
+    def training_step(
+        self, model: nn.Module, inputs: StepPart, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Forward and backward of one part; returns its share of the global mean (times processes).
+
+        Gradients add up over micro-batches and are averaged over processes by DDP or FSDP, hence
+        the factor of the number of processes; their sum is the gradient of the global mean.
+        """
+        model.train()
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()
+        total = torch.zeros((), device=self.args.device)
+        for i in range(inputs.rounds):
+            with self._gradient_sync(model, last=i == inputs.rounds - 1):
+                if i < len(inputs.micro):
+                    loss = self._micro_loss(model, inputs.micro[i], inputs.totals)
+                    loss = loss * self.args.world_size
+                else:
+                    loss = self._empty_loss(model)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Let processes exchange gradients once a step, after its last micro-batch."""
+        if last or not self.accelerator.sync_gradients:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
+
+    def _micro_loss(self, model: nn.Module, batch: Batch, totals: tuple[float, ...]) -> Tensor:
+        """Return the micro-batch's summand of the global mean; adds its metrics and its trace."""
+        logps, ref_logps = self._sides(model, batch)
+        loss = torch.zeros((), device=self.args.device)
+        trace = {"logps": logps, **({} if ref_logps is None else {"ref_logps": ref_logps})}
+        tensors = {
+            f"{name} of {side}": values.detach()
+            for name, sides in trace.items()
+            for side, values in zip(("chosen", "rejected"), sides.values, strict=False)
+        }
+        for term, terms_in_batch in zip(self.mixture.terms, totals, strict=True):
+            view = VIEWS[term.objective.kind](logps, ref_logps)
+            value, metrics = term.objective(view)
+            weight = term.objective.weight(view)
+            loss = loss + term.weight * value * (weight / terms_in_batch)
+            tensors[f"loss {term.name}"] = value.detach()
+            if len(self.mixture.terms) > 1:
+                metrics = {**metrics, f"loss/{term.name}": value}
+            for name, metric in metrics.items():
+                self._window.add(name, metric, weight)
+        self._traces.append(failures.Trace(batch.rows, tensors))
+        return loss
+
+    def _sides(self, model: nn.Module, batch: Batch) -> tuple[Sides, Sides | None]:
+        """Log-probs of the batch under policy and reference; adds the forward's metrics."""
+        count = len(batch.responses[0])
+        pack = batch.pack().to(self.args.device)
+        output = model(packed=pack)
+        logps = Sides.of(in_flat_order(output.logps, pack), count)
+        self._add_token_metrics(output, pack, logps, count)
+        if self.reference is None:
+            return logps, None
+        prompts, responses = batch.flat()
+        rows = [row.to(output.logps) for row in self.reference.logps(prompts, responses)]
+        return logps, Sides.of(rows, count)
+
+    def _add_token_metrics(self, output: Any, pack: Pack, logps: Sides, count: int) -> None:
+        tokens = output.logps.new_tensor(len(output.logps))
+        self._window.add("entropy", output.entropy.mean(), tokens)
+        correct = in_flat_order(output.correct, pack)
+        chosen = torch.cat(correct[: len(correct) // count]).to(output.logps.dtype)
+        self._window.add("mean_token_accuracy", chosen.mean(), chosen.new_tensor(len(chosen)))
+        if count == 2:
+            for name, values in zip(("chosen", "rejected"), logps.values, strict=True):
+                pairs = values.new_tensor(len(values))
+                self._window.add(f"logps/{name}", values.detach().sum(-1).mean(), pairs)
+
+    def _empty_loss(self, model: nn.Module) -> Tensor:
+        """Zero, through the whole model: collective operations need every process to take part."""
+        loss: Tensor = model(packed=self._filler).logps.sum() * 0.0
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the loss of one :class:`Batch` by itself (mean over its own terms)."""
+        shape = shape_of(inputs)
+        totals = tuple(self._weight(term.objective, shape) for term in self.mixture.terms)
+        self._window.begin_step()
+        parts = micro_batches(inputs, self.args.token_budget)
+        loss = torch.stack([self._micro_loss(model, part, totals) for part in parts]).sum()
+        return (loss, {}) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: StepPart) -> int:
+        """Matrix-multiplication operations of the packed tokens: 6 a parameter and token."""
+        if not hasattr(self, "_matmul_parameters"):
+            self._matmul_parameters = sum(p.numel() for p in self.model.parameters() if p.ndim > 1)
+        packed = sum(
+            len(prompt) + sum(map(len, answers))
+            for batch in inputs.micro
+            for prompt, answers in zip(batch.prompts, batch.responses, strict=True)
+        )
+        return 6 * packed * self._matmul_parameters
+
+    def _track_num_input_tokens(self, inputs: StepPart) -> None:
+        self.state.num_input_tokens_seen += inputs.tokens
+
+    # ---- Losses and gradients that are not finite ----
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        self.accelerator.unscale_gradients()
+        norm = self._finite_grad_norm(model)
+        gradients = [p for p in model.parameters() if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(gradients, self.args.max_grad_norm, norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is not None:
+            return grad_norm
+        norm = self._finite_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _finite_grad_norm(self, model: nn.Module) -> Tensor:
+        """Return the norm of the unchanged gradients; raises UserError if it is not finite."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # With fp16 an overflow is the scaler's business: it skips the step and scales down.
+        if self.accelerator.scaler is None:
+            self._refuse_not_finite(model, whole)
+        return norm
+
+    def _refuse_not_finite(self, model: nn.Module, norm: Tensor) -> None:
+        losses = [
+            value
+            for trace in self._traces
+            for name, value in trace.tensors.items()
+            if name.startswith("loss ")
+        ]
+        healthy = torch.isfinite(torch.stack([norm.detach(), *losses])).all()
+        if self._all_processes([float(healthy)]).all():
+            return
+        found = gather_object([failures.describe(self._traces, model)])
+        blamed = [part for part in found if not part[1] or "gradient of" not in part[1][0]] or found
+        rows = sorted({row for part in blamed for row in part[0]})
+        tensors = sorted({name for part in blamed for name in part[1]})
+        details = {"step": self.state.global_step + 1, "rows": rows, "tensors": tensors}
+        path = Path(self.args.output_dir) / failures.FILE
+        if self.is_world_process_zero():
+            failures.save(path.parent, **details)
+        raise failures.stop(path, **details)
+
+    # ---- Metrics ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the window's metrics to a line of training losses, then log as transformers does."""
+        if "loss" in logs:
+            logs.update(self._drain(self._window))
+            logs["num_tokens"] = self.state.num_input_tokens_seen
+        super().log(logs, start_time)
+
+    def _drain(self, window: MetricWindow) -> dict[str, float]:
+        cells = merge(gather_object([window.cells()]))
+        window.clear()
+        return means(cells)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Losses and metrics of an evaluation set: exact means over its rows, each counted once."""
+        model = self._model_for_evaluation()
+        model.eval()
+        if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
+            self.optimizer.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        training_window, self._window = self._window, MetricWindow()
+        self._window.begin_step()
+        seen = 0
+        try:
+            with torch.no_grad():
+                for batch in dataloader:
+                    self._evaluate_batch(model, batch)
+                    seen += len(batch)
+                    self.control = self.callback_handler.on_prediction_step(
+                        self.args, self.state, self.control
+                    )
+            metrics = self._drain(self._window)
+        finally:
+            self._window, self._traces = training_window, []
+        # The sum of `weight * loss` over objectives, each an exact mean over its own terms.
+        loss = sum(
+            term.weight * metrics.pop(f"loss/{i}") for i, term in enumerate(self.mixture.terms)
+        )
+        metrics["loss"] = float(loss)
+        count = int(self._all_processes([seen])[:, 0].sum())
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=prefixed, num_samples=count)
+
+    def _model_for_evaluation(self) -> nn.Module:
+        if self.accelerator._models:
+            return self.model_wrapped
+        if not self.is_fsdp_enabled:
+            return self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        self.model = self.model_wrapped = self.accelerator.prepare(self.model)
+        return self.model
+
+    def _evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
+        micro = micro_batches(batch, self.args.token_budget)
+        rounds = int(self._all_processes([len(micro)])[:, 0].max())
+        for i in range(rounds):
+            if i >= len(micro):
+                self._empty_loss(model)
+                continue
+            logps, ref_logps = self._sides(model, micro[i])
+            for number, term in enumerate(self.mixture.terms):
+                view = VIEWS[term.objective.kind](logps, ref_logps)
+                value, metrics = term.objective(view)
+                weight = term.objective.weight(view)
+                self._window.add(f"loss/{number}", value, weight)
+                for name, metric in metrics.items():
+                    self._window.add(name, metric, weight)
+
+    # ---- The reference ----
+
+    def _fill_reference(self, split: Split) -> None:
+        assert self.reference is not None
+        if has_length(split.dataset):
+            self.reference.fill(split.dataset, split.columns, self.args)
+        elif self.args.precompute_ref_log_probs:
+            raise UserError(
+                f"{split.source}: a streamed set cannot be scored before training; "
+                "set precompute_ref_log_probs to false"
+            )
+
+    @property
+    def reference_identity(self) -> ReferenceIdentity | None:
+        """Who the reference is, or None if no objective needs one."""
+        return None if self.reference is None else self.reference.identity
+
+    # ---- Training, saving, resuming ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train; with `resume_from_checkpoint`, go on from there as if nothing had happened.
+
+        Raises UserError if the checkpoint was trained against another reference, or if the disk is
+        clearly too small for the checkpoints to come.
+        """
+        if "train" not in self.splits:
+            raise UserError("train_dataset: none was given")
+        output_dir = Path(self.args.output_dir)
+        checkpoint = checkpoints.resolve_resume(resume_from_checkpoint, output_dir)
+        if checkpoint is not None:
+            self._check_same_reference(checkpoint)
+            self._progress = checkpoints.Progress.load(checkpoint)
+        if self.is_world_process_zero():
+            checkpoints.clear_unfinished(output_dir)
+        check_disk(self.model, self.args, self._planned_saves())
+        self._session_start = time.time()
+        return super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
+
+    def _check_same_reference(self, checkpoint: Path) -> None:
+        saved = checkpoint / checkpoints.REFERENCE_FILE
+        if self.reference is not None and saved.is_file():
+            ReferenceIdentity.load(saved).verify(self.reference.identity)
+
+    def _planned_saves(self) -> int:
+        """How many checkpoints the run will write, not counting those deleted on the way."""
+        args = self.args
+        if has_length(self.splits["train"].dataset) and args.max_steps <= 0:
+            per_epoch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            per_epoch = math.ceil(len(self.splits["train"].dataset) / per_epoch)
+            steps = math.ceil(args.num_train_epochs * per_epoch)
+        else:
+            per_epoch = steps = args.max_steps
+        every = {"steps": args.save_steps, "epoch": per_epoch, "best": args.eval_steps or steps}
+        interval = every.get(str(args.save_strategy.value))
+        if interval is None:
+            return 0
+        interval = interval * steps if interval < 1 else interval
+        return math.ceil(steps / interval)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint under a temporary name and give it its own when all of it is there."""
+        self.store_flos()
+        step = self.state.global_step
+        output_dir = Path(self.args.output_dir)
+        staging = checkpoints.staging_folder(output_dir, step)
+        final = output_dir / f"checkpoint-{step}"
+        self.save_model(str(staging), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(staging))
+            self._save_scaler(str(staging))
+            self._save_rng_state(str(staging))
+        if self.state.best_global_step == step:
+            self.state.best_model_checkpoint = str(final)
+        progress = self._current_progress()
+        if self.args.should_save:
+            self._export_callback_states()
+            self.state.save_to_json(str(staging / checkpoints.STATE_FILE))
+            progress.save(staging)
+            self._save_provenance(staging)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.publish(staging, final)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def _export_callback_states(self) -> None:
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+
+    def _current_progress(self) -> checkpoints.Progress:
+        loss_sum = self._all_processes([float(self._tr_loss)])[:, 0].mean()
+        return checkpoints.Progress(
+            loss_sum=float(loss_sum),
+            total=self._total_loss_scalar,
+            logged_step=self._globalstep_last_logged,
+            seconds=self._seconds_before + time.time() - self._session_start,
+            metrics=merge(gather_object([self._window.cells()])),
+        )
+
+    def restore_progress(self) -> None:
+        """Put the log window back to where the checkpoint was taken."""
+        if self._progress is None:
+            return
+        progress, self._progress = self._progress, None
+        self._tr_loss = torch.tensor(progress.loss_sum, device=self.args.device)
+        self._total_loss_scalar = progress.total
+        self._globalstep_last_logged = progress.logged_step
+        # Means and rates of the whole run, not of this session.
+        self._initial_global_step = 0
+        self._seconds_before = progress.seconds
+        if self.is_world_process_zero():
+            self._window.restore(progress.metrics)
+
+    def _finalize_training(
+        self, trial: Any, num_train_samples: float, start_time: float
+    ) -> TrainOutput:
+        return super()._finalize_training(
+            trial, num_train_samples, start_time - self._seconds_before
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, tokenizer, reference identity and card; every file is whole or absent."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        final = Path(output_dir or self.args.output_dir)
+        staging = final / ".final.part"
+        super().save_model(str(staging), _internal_call=True)
+        if self.args.should_save:
+            self._save_provenance(staging)
+            checkpoints.publish_files(staging, final)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_provenance(self, folder: Path) -> None:
+        if self.reference is not None:
+            self.reference.identity.save(folder / checkpoints.REFERENCE_FILE)
+        card = model_card(self)
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+class _RestoreProgress(TrainerCallback):
+    """Calls the trainer back once transformers has set its counters to zero."""
+
+    def __init__(self, trainer: PreferenceTrainer) -> None:
+        self._restore: Callable[[], None] = trainer.restore_progress
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._restore()
+
+
+def _name_of(model: Any) -> str:
+    if isinstance(model, str | Path):
+        return str(model)
+    if isinstance(model, PeftModel):
+        return model.get_base_model().config._name_or_path or ""
+    return model.config._name_or_path or ""
+
+
+def _splits(
+    train: Source,
+    evaluation: Source | Mapping[str, Source] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    args: PreferenceConfig,
+    mixture: Mixture,
+) -> dict[str, Split]:
+    """Prepare all sets; the training set is "train", an unnamed evaluation set is ""."""
+    named = dict(evaluation) if isinstance(evaluation, Mapping) else {"": evaluation}
+    named = {"train": train, **named}
+    return {
+        name: prepare_split(source, name or "evaluation", tokenizer, args, mixture)
+        for name, source in named.items()
+        if source is not None
+    }
+
+
+def _policy(
+    model: PreTrainedModel | PeftModel | str | Path,
+    args: PreferenceConfig,
+    peft_config: PeftConfig | None,
+) -> PreTrainedModel | PeftModel:
+    """Load the policy if it is a name, and add the adapter."""
+    if isinstance(model, str | Path):
+        options = dict(args.model_init_kwargs or {})
+        dtype = options.pop("dtype", "float32")
+        model = load_policy(
+            model,
+            dtype=dtype,
+            device="cpu" if args.fsdp_plugin_args else args.device,
+            revision=options.pop("revision", None),
+            trust_remote_code=options.pop("trust_remote_code", False),
+            model_init_kwargs=options,
+        )
+    if args.disable_dropout:
+        disable_dropout(model)
+    if peft_config is None:
+        return model
+    if isinstance(model, PeftModel):
+        raise UserError("peft_config: the model already has an adapter; merge it first or leave it")
+    if peft_config.is_prompt_learning:
+        raise UserError(f"peft_config: {peft_config.peft_type.value} adds virtual tokens; use LoRA")
+    set_seed(args.seed)  # the adapter's first weights must not depend on what was drawn before
+    return get_peft_model(model, peft_config)
