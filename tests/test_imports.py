@@ -72,12 +72,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize(
     "first",
-    [
-        "import tokenq",
-        "import tokenq, tokenq.credit",
-        "from tokenq import credit; import tokenq",
-        "from tokenq.credit import Credit; import tokenq",
-    ],
+    ["from tokenq import credit; import tokenq", "import tokenq.credit; import tokenq"],
 )
 def test_credit_is_callable_however_it_was_imported(first: str) -> None:
     check = (
