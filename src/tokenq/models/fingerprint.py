@@ -92,7 +92,7 @@ def weight_hash(model: "nn.Module | AdapterOff") -> str:
         module: nn.Module = model.peft_model
         adapters: Sequence[str] = () if model.adapter is None else (model.adapter,)
     else:
-        module = extract_model_from_parallel(model)
+        module = extract_model_from_parallel(model, keep_torch_compile=False)
         adapters = module.active_adapters if isinstance(module, PeftModel) else ()
     digests = _digests(_named_weights(module, adapters))
     description = {

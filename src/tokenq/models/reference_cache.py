@@ -133,14 +133,13 @@ class ReferenceCache:
         Raises ``UserError`` saying how many rows are missing.
         """
         keys = [
-            row_key(prompt, response)
-            for prompt, response in zip(prompts, responses, strict=True)
-        ] missing = self._missing(keys)
+            row_key(prompt, response) for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        missing = self._missing(keys)
         if missing:
             raise UserError(
                 f"reference cache {self.folder} lacks {len(missing)} of {len(keys)} rows, first "
-                "row "
-                f"{keys.index(missing[0])}: fill it with these prompts and responses first"
+                f"row {keys.index(missing[0])}: fill it with these prompts and responses first"
             )
         found = [place for place in self._shards.find(keys) if place is not None]
         return [shard.logps(row) for shard, row in found]
