@@ -114,14 +114,16 @@ class ChatRenderer:
         probe = self._apply(
             [*prompt, *response[:-1], probe_turn], options, add_generation_prompt=False
         )
+        content = response[-1].get("content", "")
         head, found, tail = probe.partition(_PROBE)
-        if not found:
-            return Rendering(rendered_prompt, text, None, 0, None, True)
+        if not found:  # the template rewrites answers, though maybe not this one
+            start = common_prefix_length(rendered_prompt, text)
+            span = _find_once(text, content, start, len(text))
+            return Rendering(rendered_prompt, text, span, 0, None, True)
         self._usual_tail = tail
         # A template may write something else around this answer than around the probe.
         start = common_prefix_length(head, text)
         end = len(text) - common_prefix_length(tail[::-1], text[start:][::-1])
-        content = response[-1].get("content", "")
         if not text[start:end].strip():
             raise EmptyResponse
         span = _find_once(text, content, start, end)
