@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -182,6 +183,12 @@ class PreferenceConfig(TrainingArguments):
                 "auto_find_batch_size: not supported, since it would change the optimisation; "
                 "lower token_budget instead, which changes only the memory"
             )
+
+
+def fsdp_requested(args: TrainingArguments) -> bool:
+    """True if the arguments or `accelerate launch` ask for fully sharded data parallel training."""
+    launched: bool = parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return bool(args.fsdp) or launched
 
 
 def _device_has_bf16() -> bool:

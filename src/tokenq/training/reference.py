@@ -14,7 +14,7 @@ from tokenq.models.loading import load_policy
 from tokenq.models.logps import token_logps
 from tokenq.models.reference import AdapterOff, ReferenceIdentity, scoring
 from tokenq.models.reference_cache import ReferenceCache
-from tokenq.training.config import PreferenceConfig
+from tokenq.training.config import PreferenceConfig, fsdp_requested
 
 Ids = list[int]
 Scorer = nn.Module | AdapterOff
@@ -107,7 +107,7 @@ def open_reference(
     if args.precompute_ref_log_probs:
         root = Path(args.reference_cache_dir) if args.reference_cache_dir else None
         return CachedReference(identity, ReferenceCache.open(scorer, root), is_policy)
-    if args.fsdp_plugin_args and isinstance(scorer, AdapterOff):
+    if fsdp_requested(args) and isinstance(scorer, AdapterOff):
         raise UserError(
             "precompute_ref_log_probs: under FSDP the adapter cannot be switched off in every "
             "step; set it to true"
@@ -125,7 +125,7 @@ def _scorer(
     if given is policy:
         raise UserError("ref_model: is the policy itself, which training changes; leave it out")
     if isinstance(given, str | Path):
-        device = torch.device("cpu") if args.fsdp_plugin_args else args.device
+        device = torch.device("cpu") if fsdp_requested(args) else args.device
         return _frozen(load_policy(given, dtype=policy.dtype, device=device)), False
     if isinstance(given, AdapterOff):
         return given, False

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import PartialState
+from accelerate.utils import DistributedType, gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -53,7 +54,7 @@ from tokenq.training.batches import (
     shape_of,
 )
 from tokenq.training.card import CARD_FILE, model_card
-from tokenq.training.config import PreferenceConfig
+from tokenq.training.config import PreferenceConfig, fsdp_requested
 from tokenq.training.dataset import Split, prepare_split
 from tokenq.training.metrics import MetricWindow, means, merge
 from tokenq.training.mixture import Mixture
@@ -166,6 +167,14 @@ class PreferenceTrainer(Trainer):
             for split in self.splits.values():
                 self._fill_reference(split)
             self.reference.release_policy()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; on CPU, FSDP2 is honoured instead of quietly becoming DDP."""
+        state = PartialState()
+        if fsdp_requested(self.args) and state.distributed_type == DistributedType.MULTI_CPU:
+            # accelerate turns to FSDP from its GPU types only, though FSDP2 works over gloo.
+            state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
 
     # ---- Data ----
 
@@ -711,7 +720,7 @@ def _policy(
         model = load_policy(
             model,
             dtype=dtype,
-            device="cpu" if args.fsdp_plugin_args else args.device,
+            device="cpu" if fsdp_requested(args) else args.device,
             revision=options.pop("revision", None),
             trust_remote_code=options.pop("trust_remote_code", False),
             model_init_kwargs=options,
