@@ -4,6 +4,7 @@ It knows no algorithm by name. What differs from the parent: which process sees 
 forward, the exact combination of parts, the metrics, and checkpoints that are whole or absent.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -734,4 +735,5 @@ def _policy(
     if peft_config.is_prompt_learning:
         raise UserError(f"peft_config: {peft_config.peft_type.value} adds virtual tokens; use LoRA")
     set_seed(args.seed)  # the adapter's first weights must not depend on what was drawn before
-    return get_peft_model(model, peft_config)
+    # PEFT writes what it found out into the configuration; the caller's stays as it was.
+    return get_peft_model(model, copy.deepcopy(peft_config))
