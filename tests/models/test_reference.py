@@ -1,4 +1,4 @@
-"""The base under an adapter as reference, and the identity that a resumed run is checked against."""
+"""The base under an adapter as reference, and the identity that a resumed run checks."""
 
 import copy
 import json
@@ -86,7 +86,8 @@ def test_gradients_of_the_policy_survive_a_reference_pass_in_between():
         return {n: w.grad for n, w in peft_model.named_parameters() if w.grad is not None}
 
     expected, got = gradients(False), gradients(True)
-    assert expected and expected.keys() == got.keys()
+    assert expected
+    assert expected.keys() == got.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(got[name], gradient)
 
@@ -185,7 +186,7 @@ def test_the_same_weights_under_another_model_code_are_noticed(monkeypatch):
     changed = tiny.llama()
     norm = changed.model.norm
     monkeypatch.setattr(norm, "forward", lambda states: 1.1 * type(norm).forward(norm, states))
-    with pytest.raises(UserError, match="same weights.*log-probs"):
+    with pytest.raises(UserError, match=r"same weights.*log-probs"):
         started.verify(ReferenceIdentity.of(changed))
 
 
@@ -199,5 +200,5 @@ def test_another_precision_is_the_same_reference():
 def test_a_broken_identity_file_is_named(tmp_path, text):
     path = tmp_path / "reference.json"
     path.write_text(text)
-    with pytest.raises(UserError, match="reference.json"):
+    with pytest.raises(UserError, match=r"reference.json"):
         ReferenceIdentity.load(path)

@@ -84,6 +84,8 @@ def load_pair(
     differ.
     """
     resolve_dtype(dtype, resolve_device(device))
+    if isinstance(policy, PeftModel) and _is_inside(reference, policy):
+        reference = AdapterOff(policy)
     ours = _side(policy, revision, trust_remote_code)
     theirs = _side(reference, reference_revision, trust_remote_code)
     if reference is policy and isinstance(policy, PeftModel):
@@ -125,6 +127,10 @@ class _Side:
     model: Reference | None = None
 
     @property
+    def is_empty(self) -> bool:
+        return self.checkpoint is None and self.model is None
+
+    @property
     def name(self) -> str:
         if self.checkpoint is not None:
             return self.checkpoint.name
@@ -157,6 +163,14 @@ class _Side:
         return load_tokenizer(source) if source.has_tokenizer() else None
 
 
+def _is_inside(reference: object, policy: PeftModel) -> bool:
+    """Whether the reference is the "base" object of this very policy.
+
+    PEFT puts its layers into the base in place, so that object has the adapter on.
+    """
+    return reference is policy.base_model or reference is policy.get_base_model()
+
+
 def _side(given: object, revision: str | None, trust_remote_code: bool) -> _Side:
     if given is None:
         return _Side()
@@ -177,26 +191,30 @@ def _check_vocabularies(
     trust_remote_code: bool,
 ) -> None:
     """Compare what the files and the loaded models tell, before any weights are read."""
-    if words is not None:
-        for side in (ours, theirs):
-            if side.checkpoint is not None and side.checkpoint.base is None:
-                rows = side.checkpoint.config.get_text_config().vocab_size
-                check_rows(words, rows, side.name)
     other = theirs
-    if theirs.checkpoint is None and theirs.model is None and ours.checkpoint is not None:
+    if theirs.is_empty and ours.checkpoint is not None:
         other = _Side(ours.checkpoint.base)
-    if isinstance(other.model, AdapterOff) or (other.checkpoint is None and other.model is None):
+    if words is not None:
+        _check_own_rows(ours, words)
+    if other.is_empty or isinstance(other.model, AdapterOff):
         return
     known = other.checkpoint is None or other.checkpoint.has_tokenizer()
     reference_words = other.tokenizer(trust_remote_code) if known else None
     if words is not None and reference_words is not None:
         check_same_vocabulary(words, reference_words, ours.name, other.name)
+        _check_own_rows(other, words)
     elif _rows(ours) != _rows(other):
         raise UserError(
             f"'{ours.name}' reads {_rows(ours)} token ids and '{other.name}' {_rows(other)}, and "
             "without both tokenizers it cannot be told whether the difference is padding; give "
             "both models by name"
         )
+
+
+def _check_own_rows(side: _Side, words: PreTrainedTokenizerBase) -> None:
+    """For a whole checkpoint; an adapter may bring more rows than its base has."""
+    if side.checkpoint is not None and side.checkpoint.base is None:
+        check_rows(words, _rows(side), side.name)
 
 
 def _rows(side: _Side) -> int:
@@ -236,20 +254,21 @@ def _load_reference(
     if isinstance(theirs.model, AdapterOff):
         return theirs.model
     if isinstance(policy, PeftModel):
-        # PEFT puts its layers into the base in place: the "base" object of a policy, adapter and
-        # all, is the policy itself.
-        if theirs.model is not None and theirs.model in (
-            policy.get_base_model(),
-            policy.base_model,
+        if (
+            isinstance(theirs.model, PeftModel)
+            and theirs.model.get_base_model() is policy.get_base_model()
         ):
-            return AdapterOff(policy)
-        if theirs.checkpoint is None and theirs.model is None and ours.checkpoint is None:
+            raise UserError(
+                "policy and reference are two PeftModels around the same base, whose layers hold "
+                "the adapters of both; load the reference apart, or leave it out to use the base"
+            )
+        if theirs.is_empty and ours.checkpoint is None:
             return AdapterOff(policy)
     base = None if ours.checkpoint is None else ours.checkpoint.base
     if ours.checkpoint is not None and base is not None and _means_base(theirs, base):
         assert isinstance(policy, PeftModel)
         return AdapterOff(policy) if _is_clean(ours.checkpoint) else _load(_Side(base), options)
-    if theirs.checkpoint is None and theirs.model is None:
+    if theirs.is_empty:
         return None
     return _load(theirs, options)
 
