@@ -1,0 +1,240 @@
+"""`tokenq credit`: scores responses token by token; writes JSON lines, a page and a summary."""
+
+import argparse
+import json
+import time
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tokenq.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenq.credit.dataset import CreditOptions, CreditRun
+    from tokenq.data.loading import Rows
+    from tokenq.models.pair import Pair
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def main(argv: list[str]) -> int:
+    """Run the command."""
+    arguments = _parser().parse_args(argv)
+    if arguments.prompt is None:
+        _credit_rows(arguments)
+    else:
+        _credit_one(arguments)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenq credit",
+        description="Show which tokens of given responses a policy likes and blames, measured "
+        "against its reference: beta * (log pi - log pi_ref) of each token, in nats times beta.",
+        formatter_class=_Help,
+    )
+    models = parser.add_argument_group("models: a hub name, a folder, or bundled:NAME")
+    models.add_argument("--policy", required=True, help="the trained model, or a PEFT adapter")
+    models.add_argument(
+        "--reference", help="what its training started from; an adapter's base if left out"
+    )
+    models.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0")
+    models.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+
+    data = parser.add_argument_group("a data set")
+    data.add_argument(
+        "--data", help=".jsonl, .json, .csv, .parquet, a folder, a hub name, bundled:NAME"
+    )
+    data.add_argument("--split", default="train", help="split of a folder, hub or bundled set")
+    data.add_argument("--config", help="configuration of a hub data set")
+    data.add_argument("--limit", type=int, help="at most so many rows")
+    data.add_argument("--out", type=Path, help="folder for credit.jsonl, index.html, summary.json")
+    data.add_argument(
+        "--skip-bad-rows", action="store_true", help="set malformed rows aside in OUT/rejects.jsonl"
+    )
+    data.add_argument(
+        "--max_length",
+        type=int,
+        help="most tokens of prompt and response; longer responses lose their end "
+        "(by default: what the models can read)",
+    )
+    data.add_argument("--page_rows", type=int, default=2000, help="most rows on the page")
+    data.add_argument("--show", type=int, default=3, help="rows shown in the terminal")
+    data.add_argument(
+        "--token_budget", type=int, default=4096, help="input tokens of one forward; bounds memory"
+    )
+
+    single = parser.add_argument_group("or a single response, read in the terminal")
+    single.add_argument("--prompt", help="text, which the response follows directly")
+    single.add_argument("--response", help="text")
+    single.add_argument(
+        "--chat",
+        action="store_true",
+        help="put the prompt through the chat template",
+    )
+
+    reading = parser.add_argument_group("reading")
+    reading.add_argument(
+        "--beta", type=float, default=0.1, help="the KL penalty that the policy was trained with"
+    )
+    reading.add_argument(
+        "--alternatives", type=int, default=3, help="best alternatives kept a token; 0 is faster"
+    )
+    reading.add_argument(
+        "--min_probability",
+        type=float,
+        default=0.01,
+        help="leave out alternatives to which the policy gives less",
+    )
+    return parser
+
+
+def _credit_rows(arguments: argparse.Namespace) -> None:
+    if arguments.data is None or arguments.out is None:
+        raise UserError("nothing to read; accepted: --data and --out, or --prompt and --response")
+    if arguments.response is not None or arguments.chat:
+        raise UserError("--response and --chat belong to --prompt, not to --data")
+    for name in ("page_rows", "show"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; accepted: 0 or more")
+    console = Console(highlight=False)
+    started = time.perf_counter()
+
+    from tokenq.data import load_rows
+
+    options = _options(arguments)
+    rejects = arguments.out / "rejects.jsonl" if arguments.skip_bad_rows else None
+    rows = load_rows(
+        arguments.data,
+        split=arguments.split,
+        config=arguments.config,
+        limit=arguments.limit,
+        rejects=rejects,
+    )
+    pair = _load(arguments, console)
+    run = _score(pair, rows, arguments.out, options, console)
+    _write(run, rows, arguments, time.perf_counter() - started)
+    _show(run, arguments, console)
+
+
+def _credit_one(arguments: argparse.Namespace) -> None:
+    if arguments.response is None:
+        raise UserError("--prompt is given without --response; accepted: both")
+    if arguments.data is not None or arguments.out is not None:
+        raise UserError("--data and --out belong to a data set, not to --prompt")
+    _options(arguments)
+    console = Console(highlight=False)
+
+    from tokenq.credit.api import credit
+    from tokenq.report.terminal import show_response
+
+    prompt = arguments.prompt
+    if arguments.chat:
+        prompt = [{"role": "user", "content": prompt}]
+    reading = credit(_load(arguments, console), prompt, arguments.response, arguments.beta)
+    record = reading.to_dict(
+        alternatives=arguments.alternatives, min_probability=arguments.min_probability
+    )
+    show_response(console, record)
+
+
+def _options(arguments: argparse.Namespace) -> "CreditOptions":
+    from tokenq.credit.dataset import CreditOptions
+
+    return CreditOptions(
+        beta=arguments.beta,
+        max_length=arguments.max_length,
+        alternatives=arguments.alternatives,
+        min_probability=arguments.min_probability,
+        token_budget=arguments.token_budget,
+        skip_bad_rows=arguments.skip_bad_rows,
+    )
+
+
+def _load(arguments: argparse.Namespace, console: Console) -> "Pair":
+    from tokenq.credit.vocabulary import reference_of
+    from tokenq.models.pair import load_pair
+
+    with console.status("Loading models"):
+        pair = load_pair(
+            arguments.policy, arguments.reference, device=arguments.device, dtype=arguments.dtype
+        )
+    reference_of(pair)
+    return pair
+
+
+def _score(
+    pair: "Pair", rows: "Rows", out: Path, options: "CreditOptions", console: Console
+) -> "CreditRun":
+    from tokenq.credit.dataset import credit_dataset
+
+    columns = (TextColumn("Scoring rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=_count(rows))
+        return credit_dataset(
+            pair, rows, out, options, on_progress=lambda count: progress.advance(task, count)
+        )
+
+
+def _write(run: "CreditRun", rows: "Rows", arguments: argparse.Namespace, seconds: float) -> None:
+    from tokenq.report.html import PageHead, write_page
+    from tokenq.storage import write_text
+
+    summary = run.summary
+    head = PageHead(
+        policy=run.settings["policy"],
+        reference=run.settings["reference"] or "its base",
+        beta=run.settings["beta"],
+        data=rows.source,
+        accuracy=summary.accuracy,
+        mean_margin=summary.margins.value,
+        ordered=summary.margins.count,
+        rows=summary.rows,
+        tokens=summary.tokens,
+        skipped=sum(summary.skipped.values()) + rows.rejected,
+        min_probability=arguments.min_probability,
+    )
+    write_page(arguments.out / "index.html", run.records(), head, page_rows=arguments.page_rows)
+    report: dict[str, Any] = {
+        **run.settings,
+        **summary.to_dict(),
+        "rejected": rows.rejected,
+        "seconds": round(seconds, 3),
+    }
+    write_text(arguments.out / "summary.json", json.dumps(report, indent=2) + "\n")
+
+
+def _show(run: "CreditRun", arguments: argparse.Namespace, console: Console) -> None:
+    from tokenq.report.terminal import show_rows
+
+    show_rows(console, islice(run.records(), arguments.show), run.settings["beta"])
+    summary = run.summary
+    console.print(f"\n{summary.rows} rows, {summary.tokens} tokens", end="")
+    if summary.accuracy is not None:
+        console.print(
+            f"; chosen above rejected in {100 * summary.accuracy:.1f}% of {summary.margins.count}, "
+            f"mean margin {summary.margins.value:+.3f}",
+            end="",
+        )
+    console.print()
+    for reason, count in summary.skipped.items():
+        console.print(f"{count} skipped: {reason}", markup=False)
+    console.print(f"page: {arguments.out / 'index.html'}", markup=False, soft_wrap=True)
+
+
+def _count(rows: "Rows") -> int | None:
+    """Number of rows, where it is known before they are read."""
+    from datasets import Dataset
+
+    return len(rows.dataset) if isinstance(rows.dataset, Dataset) else None
