@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tokenq.errors import UserError
 from tokenq.models import reference_cache
+from tokenq.models.fingerprint import weight_hash
 from tokenq.models.logps import token_logps
 from tokenq.models.reference import AdapterOff
 from tokenq.models.reference_cache import ReferenceCache, row_key
@@ -305,3 +306,15 @@ def test_one_process_waits_for_the_rows_that_another_holds(tmp_path, job):
     assert mine + theirs == 60
     assert theirs > 0
     assert_rows(cache, tiny.llama(), prompts, responses)
+
+
+def test_a_reference_sharded_over_two_processes(tmp_path, job):
+    script = FILLER.with_name("sharded_reference.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert start([*launch, str(script), *job]).wait(timeout=200) == 0
+    for rank in range(2):
+        result = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert result == {"hash": weight_hash(tiny.llama()), "computed": 60}
+    cache = ReferenceCache.open(tiny.llama(), tmp_path / "cache")
+    assert cache.stats().rows == 60
+    assert_rows(cache, tiny.llama(), *json.loads(Path(job[2]).read_text()))
