@@ -3,7 +3,15 @@
 from collections.abc import Callable
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
@@ -15,16 +23,22 @@ CORPUS = [
 ] * 4
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<turn>", "<end_of_turn>"]
 
+_CHATML_TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+)
+_TURNS = (
+    "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] }}"
+    "{{ '<end_of_turn>\n' }}{% endfor %}"
+)
 TEMPLATES = {
     "chatml": (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        _CHATML_TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "default_system": (
         "{% if messages[0]['role'] != 'system' %}"
         "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        _CHATML_TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "trimming": (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim }}"
@@ -32,8 +46,7 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "think_in_generation_prompt": (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+        _CHATML_TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
     ),
     "empty_think_before_answer": (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
@@ -42,16 +55,14 @@ TEMPLATES = {
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "other_turn_end": (
-        "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '<end_of_turn>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
+        _TURNS + "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
     ),
     "no_turn_end": (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     ),
     "turn_end_then_eos": (
-        "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] + '<end_of_turn>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<turn>assistant\n' }}"
+        _TURNS + "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}"
         "{% else %}{{ eos_token }}{% endif %}"
     ),
     "bos_and_inst": (
@@ -69,8 +80,7 @@ TEMPLATES = {
     "with_tools": (
         "{% if tools %}{{ 'TOOLS ' + tools | tojson + '\n' }}{% endif %}"
         "{% if shout %}{{ 'SHOUT\n' }}{% endif %}"
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        _CHATML_TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
 }
 

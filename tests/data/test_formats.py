@@ -62,7 +62,9 @@ def test_preference_messages():
     assert normalise(row) == row
     # Answers as text under a message prompt, and the prompt repeated in the answers.
     assert normalise({"prompt": [user("Q")], "chosen": "a", "rejected": "b"}) == row
-    repeated = {name: [user("Q"), said(text)] for name, text in (("chosen", "a"), ("rejected", "b"))}
+    repeated = {
+        name: [user("Q"), said(text)] for name, text in (("chosen", "a"), ("rejected", "b"))
+    }
     assert normalise({"prompt": [user("Q")], **repeated}) == row
     assert normalise({"prompt": "Q", **repeated}) == row
     assert normalise(repeated) == row
@@ -72,7 +74,11 @@ def test_preference_messages():
 def test_implicit_message_prompt_keeps_shared_answers_as_context():
     shared = [user("1"), said("one"), user("2")]
     row = {"chosen": [*shared, said("two")], "rejected": [*shared, said("three")]}
-    assert normalise(row) == {"prompt": shared, "chosen": [said("two")], "rejected": [said("three")]}
+    assert normalise(row) == {
+        "prompt": shared,
+        "chosen": [said("two")],
+        "rejected": [said("three")],
+    }
     same = {"chosen": [*shared, said("two")], "rejected": [*shared, said("two")]}
     assert normalise(same)["prompt"] == shared
     # A later question that differs belongs to the answers, with the answer before it.

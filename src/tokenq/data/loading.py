@@ -14,10 +14,11 @@ import datasets
 from tokenq.data.formats import COLUMNS, TEMPLATE_COLUMNS, Kind, MalformedRow, RowFormat
 from tokenq.data.sources import ArrowSet, Record, TextFiles, Unreadable, open_source
 from tokenq.errors import UserError
-from tokenq.storage import write_text
+from tokenq.storage import cache_dir, write_text
 
 _log = logging.getLogger(__name__)
 _PROBLEM = "__problem"
+_CHECK = 1  # raise when the same row would be read otherwise, so that no cached rows are used
 _SAMPLE = 100  # records looked at to tell a streamed file's format
 
 
@@ -151,6 +152,8 @@ def _load_arrow(
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
     form = RowFormat.detect(dataset.column_names, itertools.islice(dataset, _SAMPLE))
+    key = json.dumps([_CHECK, source.fingerprint, limit, vars(form)])
+    key = hashlib.sha256(key.encode()).hexdigest()
     checked = dataset.map(
         _check_batch,
         batched=True,
@@ -158,6 +161,9 @@ def _load_arrow(
         fn_kwargs={"form": form},
         remove_columns=[name for name in form.fields if name not in COLUMNS[form.kind]],
         features=_features(dataset.features, form),
+        new_fingerprint=key,
+        # Never beside the user's own files, where the library would put it.
+        cache_file_name=str(cache_dir("rows") / f"{key}.arrow") if dataset.cache_files else None,
         desc="Checking rows",
     )
     problems = checked[_PROBLEM]

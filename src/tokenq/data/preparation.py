@@ -126,7 +126,7 @@ def prepare(
         features=_features(rows.kind),
         num_proc=num_proc if num_proc and num_proc > 1 else None,
         # The library would hash the tokenizer's pickle, which changes with use.
-        new_fingerprint=_hash({"rows": rows.dataset._fingerprint, **identity}),
+        new_fingerprint=_hash({"rows": rows.dataset._fingerprint, **identity})[:32],
         desc="Tokenising",
     )
     kept = []

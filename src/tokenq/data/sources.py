@@ -137,7 +137,7 @@ def _row(value: Any) -> Any:
     if isinstance(value, dict):
         return value
     return Unreadable(
-        f"is a JSON {type(value).__name__}; accepted: a JSON object with named fields"
+        f"is a JSON {type(value).__name__}; accepted: a JSON object with named fields", value
     )
 
 
@@ -167,6 +167,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     with _open(path, "rt", encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
+        line = 1  # where the row begins: a quoted cell may hold line ends
         try:
             header = next(reader, [])
             while True:
@@ -178,8 +179,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
                     yield f"{path}, line {line}", _csv_row(header, cells)
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path}, line {reader.line_num + 1}: cannot be read ({error}); "
-                "accepted: CSV in UTF-8"
+                f"{path}, line {line}: cannot be read ({error}); accepted: CSV in UTF-8"
             ) from None
 
 
@@ -196,7 +196,9 @@ def _csv_row(header: list[str], cells: list[str]) -> dict[str, Any] | Unreadable
             try:
                 row[name] = json.loads(row[name])
             except json.JSONDecodeError as error:
-                return Unreadable(f"field '{name}' is not valid JSON ({error.msg}); accepted: JSON")
+                return Unreadable(
+                    f"field '{name}' is not valid JSON ({error.msg}); accepted: JSON", row
+                )
     labels = {"true": True, "1": True, "false": False, "0": False}
     if "label" in row:
         row["label"] = labels.get(row["label"].strip().lower(), row["label"])
@@ -230,7 +232,8 @@ def _folder(path: Path, split: str, streaming: bool) -> TextFiles | ArrowSet:
         path = path / split
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         dataset = datasets.load_from_disk(str(path))
-        shards = tuple(sorted(path.glob("*.arrow")))
+        listed = json.loads((path / "state.json").read_text())["_data_files"]
+        shards = tuple(path / each["filename"] for each in listed)
         data = dataset.to_iterable_dataset() if streaming else dataset
         return ArrowSet(data, str(path), hash_files(shards))
     found = sorted(each for each in path.rglob("*") if each.is_file() and _format_of(each))
