@@ -38,7 +38,8 @@ TEMPLATES = {
     "default_system": (
         "{% if messages[0]['role'] != 'system' %}"
         "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-        _CHATML_TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        + _CHATML_TURNS
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "trimming": (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim }}"
@@ -46,7 +47,8 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "think_in_generation_prompt": (
-        _CHATML_TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+        _CHATML_TURNS
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
     ),
     "empty_think_before_answer": (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
@@ -80,7 +82,8 @@ TEMPLATES = {
     "with_tools": (
         "{% if tools %}{{ 'TOOLS ' + tools | tojson + '\n' }}{% endif %}"
         "{% if shout %}{{ 'SHOUT\n' }}{% endif %}"
-        _CHATML_TURNS + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        + _CHATML_TURNS
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
 }
 
