@@ -63,6 +63,13 @@ def test_active_leaves_the_policy_as_it_was():
     )
 
 
+def test_an_adapter_that_was_off_stays_off():
+    peft_model = tiny.lora(tiny.llama())
+    with peft_model.disable_adapter():
+        logps(AdapterOff(peft_model))
+        torch.testing.assert_close(logps(peft_model), logps(tiny.llama()))
+
+
 def test_the_policy_is_restored_after_an_error():
     peft_model = tiny.lora(tiny.llama())
     on = logps(peft_model)

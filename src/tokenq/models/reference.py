@@ -114,13 +114,27 @@ class AdapterOff:
         trainable = [(weight, weight.requires_grad) for weight in model.parameters()]
         model.eval()
         try:
-            with model.disable_adapter() if self.adapter is None else self._switched():
+            with self._off() if self.adapter is None else self._switched():
                 yield model
         finally:
             for module in in_training:
                 module.training = True
             for weight, flag in trainable:
                 weight.requires_grad_(flag)
+
+    @contextmanager
+    def _off(self) -> Iterator[None]:
+        # PEFT's disable_adapter() does the same after an inventory of all layers, which takes as
+        # long again at every step.
+        tuner = cast(BaseTuner, self.peft_model.base_model)
+        if all(layer.disable_adapters for layer in self._layers()):
+            yield
+            return
+        tuner.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            tuner.enable_adapter_layers()
 
     @contextmanager
     def _switched(self) -> Iterator[None]:
@@ -135,14 +149,17 @@ class AdapterOff:
             tuner.set_adapter(layers)
 
     def _refuse_merged(self) -> None:
-        # Switching off would subtract the merged update again, which rounding does not undo
-        # exactly.
-        for module in self.peft_model.modules():
-            if isinstance(module, BaseTunerLayer) and module.merged:
-                raise UserError(
-                    "the adapter is merged into the base: call unmerge_adapter(), or load the base "
-                    "as a separate reference"
-                )
+        # Switching off would subtract the merged update, which rounding does not undo exactly.
+        if any(layer.merged for layer in self._layers()):
+            raise UserError(
+                "the adapter is merged into the base: call unmerge_adapter(), or load the base "
+                "as a separate reference"
+            )
+
+    def _layers(self) -> list[BaseTunerLayer]:
+        return [
+            module for module in self.peft_model.modules() if isinstance(module, BaseTunerLayer)
+        ]
 
     def __repr__(self) -> str:
         return f"AdapterOff({self.name})"
