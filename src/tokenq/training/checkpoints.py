@@ -24,16 +24,18 @@ STATE_FILE = "trainer_state.json"
 class Progress:
     """What lies between two log lines, so that a resumed run logs what an unbroken one would.
 
-    loss_sum:  sum of the losses since `logged_step`, mean over processes
-    total:     sum of all losses before that
-    seconds:   training time so far, all sessions
-    metrics:   the metric sums of the steps since the last log line
+    loss_sum:      sum of the losses since `logged_step`, mean over processes
+    total:         sum of all losses before that
+    seconds:       training time so far, all sessions
+    stopped_early: the run ended here before its last step
+    metrics:       the metric sums of the steps since the last log line
     """
 
     loss_sum: float
     total: float
     logged_step: int
     seconds: float
+    stopped_early: bool
     metrics: list[dict[str, Cell]] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:

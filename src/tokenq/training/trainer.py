@@ -162,6 +162,7 @@ class PreferenceTrainer(Trainer):
         self._traces: list[failures.Trace] = []
         self._progress: checkpoints.Progress | None = None
         self._seconds_before, self._session_start = 0.0, time.time()
+        self._stopped_early = False
         self._filler = pack_trees([[0]], [[0]], token_budget=2)[0].to(args.device)
         self.add_callback(_RestoreProgress(self))
         if self.reference is not None:
@@ -626,6 +627,8 @@ class PreferenceTrainer(Trainer):
             total=self._total_loss_scalar,
             logged_step=self._globalstep_last_logged,
             seconds=self._seconds_before + time.time() - self._session_start,
+            stopped_early=self.control.should_training_stop
+            and self.state.global_step < self.state.max_steps,
             metrics=merge(gather_object([self._window.cells()])),
         )
 
@@ -640,8 +643,16 @@ class PreferenceTrainer(Trainer):
         # Means and rates of the whole run, not of this session.
         self._initial_global_step = 0
         self._seconds_before = progress.seconds
+        self._stopped_early = progress.stopped_early
         if self.is_world_process_zero():
             self._window.restore(progress.metrics)
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        # Without this, a run resumed from its very last checkpoint would take one step too many.
+        if self._stopped_early or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **options)
 
     def _finalize_training(
         self, trial: Any, num_train_samples: float, start_time: float

@@ -1,0 +1,142 @@
+"""Two processes over gloo follow one process's trajectory: DDP and FSDP2, started by accelerate."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import pairs, save_model, tiny_llama, write_jsonl
+from transformers import AutoModelForCausalLM
+
+from tokenq.models.reference_shards import ShardFolder
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+        reason="torch.distributed without gloo",
+    ),
+]
+
+FSDP2 = [
+    "--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
+    "--fsdp_transformer_layer_cls_to_wrap", "LlamaDecoderLayer",
+    "--fsdp_state_dict_type", "FULL_STATE_DICT",
+]  # fmt: skip
+CLOCK = ("runtime", "per_second", "total_flos")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def train(
+    folder: Path, name: str, launcher: list[str], *arguments: str
+) -> tuple[list[dict[str, Any]], Path]:
+    """Run `tokenq train`; returns the log and the reference cache that it filled."""
+    out, home = folder / name, folder / f"home-{name}"
+    python = [sys.executable, "-m"]
+    if launcher:
+        python += [
+            "accelerate.commands.launch", *launcher, "--num_processes", "2", "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no",
+            "--main_process_port", str(free_port()), "-m",
+        ]  # fmt: skip
+    command = [*python, "tokenq", "train", "--config", str(folder / "c.yaml"), *arguments]
+    environment = {**os.environ, "TOKENQ_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [*command, "--output_dir", str(out)],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    state = json.loads((out / "trainer_state.json").read_text())
+    return state["log_history"], home / "reference"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("distributed")
+    save_model(path / "base", tiny_llama())
+    # 21 rows in global batches of 8: the last batch has 5, so that processes get 3 and 2 of them.
+    write_jsonl(path / "train.jsonl", pairs(21))
+    write_jsonl(path / "eval.jsonl", pairs(5, seed=1))
+    settings = {
+        "model_name_or_path": str(path / "base"),
+        "dataset_name": str(path / "train.jsonl"),
+        "eval_dataset_name": str(path / "eval.jsonl"),
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "per_device_eval_batch_size": 2,
+        "loss_type": ["sigmoid", "sft"],
+        "loss_weights": [1.0, 0.2],
+        "num_train_epochs": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": "1e-2",
+        "logging_steps": 1,
+        "save_steps": 4,
+        # Small enough for several micro-batches, whose number differs between the processes.
+        "token_budget": 70,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
+    (path / "c.yaml").write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> tuple[list[dict[str, Any]], Path]:
+    return train(folder, "alone", [], "--per_device_train_batch_size", "4")
+
+
+def shards(cache: Path) -> ShardFolder:
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    opened = ShardFolder(folder)
+    opened.refresh()
+    return opened
+
+
+@pytest.mark.parametrize("launcher", [["--multi_gpu"], FSDP2], ids=["ddp", "fsdp2"])
+def test_two_processes_equal_one(
+    folder: Path, alone: tuple[list[dict[str, Any]], Path], launcher: list[str]
+) -> None:
+    name = "fsdp2" if launcher is FSDP2 else "ddp"
+    log, cache = train(folder, name, launcher, "--per_device_train_batch_size", "2")
+    expected, expected_cache = alone
+    assert len(log) == len(expected) > 6
+    for line, expected_line in zip(log, expected, strict=True):
+        assert line.keys() == expected_line.keys()
+        for key, value in expected_line.items():
+            if not any(word in key for word in CLOCK):
+                # Log-probs of a response are sums of tens of nats: relative to their size.
+                assert line[key] == pytest.approx(value, rel=1e-5, abs=1e-5), (key, line["step"])
+    sharded = (folder / name / "checkpoint-6" / "pytorch_model_fsdp.bin").exists()
+    assert sharded == (launcher is FSDP2)
+    # Every row of the reference cache was computed by one process only.
+    assert shards(cache).rows == shards(expected_cache).rows
+    ours = AutoModelForCausalLM.from_pretrained(folder / name).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(folder / "alone").state_dict()
+    for key, weight in theirs.items():
+        torch.testing.assert_close(ours[key], weight, rtol=0, atol=2e-4, msg=key)
+
+
+def test_a_sharded_run_resumes(folder: Path, alone: tuple[list[dict[str, Any]], Path]) -> None:
+    arguments = ["--per_device_train_batch_size", "2", "--max_steps", "6"]
+    checkpoint = folder / "fsdp2" / "checkpoint-4"
+    if not checkpoint.exists():
+        train(folder, "fsdp2", FSDP2, "--per_device_train_batch_size", "2")
+    log, _ = train(
+        folder, "resumed", FSDP2, *arguments, "--resume_from_checkpoint", str(checkpoint)
+    )
+    losses = [line["loss"] for line in log if "loss" in line]
+    expected = [line["loss"] for line in alone[0] if "loss" in line]
+    assert losses == pytest.approx(expected, abs=1e-5)
