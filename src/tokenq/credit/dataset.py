@@ -119,17 +119,15 @@ def credit_dataset(
     summary = Summary()
     for record in read_records(journal.path):
         summary.add(record)
-    return CreditRun(journal.path, summary, settings)
+    names = {"policy": pair.policy_name, "reference": pair.reference_name, "data": rows.source}
+    return CreditRun(journal.path, summary, {**names, **settings})
 
 
 def run_settings(pair: Pair, rows: Rows, options: CreditOptions) -> dict[str, Any]:
     """What decides the numbers of a run, to be compared when it is continued."""
     return {
-        "policy": pair.policy_name,
-        "reference": pair.reference_name,
         "policy_hash": weight_hash(pair.policy),
         "reference_hash": weight_hash(reference_of(pair)),
-        "data": rows.source,
         "kind": rows.kind,
         "data_fingerprint": rows.fingerprint,
         "beta": options.beta,

@@ -183,7 +183,7 @@ def reference_of(pair: Pair) -> Reference:
     if pair.reference is None:
         raise UserError(
             f"'{pair.policy_name}' has no reference, so its tokens have no implicit reward; "
-            "accepted: reference= (--reference), the model that its preference training started from"
+            "accepted: reference= (--reference), what its preference training started from"
         )
     return pair.reference
 

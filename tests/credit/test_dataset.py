@@ -1,0 +1,225 @@
+"""Whole data sets: the same numbers as one by one, every kind of row, resuming, refusing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small_pairs import random_model, small_pair
+from torch import nn
+
+import tokenq
+import tokenq.credit.dataset as dataset
+from tokenq.credit import credit_dataset
+from tokenq.credit.dataset import CreditOptions
+from tokenq.data.loading import Rows, load_rows
+from tokenq.errors import UserError
+from tokenq.models.pair import Pair, load_pair
+
+SENTENCES = [
+    " A warm, funny film.",
+    " The plot is a dull mess of clichés.",
+    " An uneven but charming debut with a terrific lead.",
+    " Jokes land with a thud 🎬.",
+]
+PAIRS = [
+    {"prompt": f"Review {i}:", "chosen": SENTENCES[i % 4], "rejected": SENTENCES[(i + 1) % 4]}
+    for i in range(9)
+]
+
+
+def rows_of(folder: Path, rows: list[dict]) -> Rows:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_rows(path)
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return small_pair()
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "credit.jsonl").read_text().splitlines()]
+
+
+def test_a_data_set_is_its_responses_one_by_one(tmp_path: Path, pair: Pair) -> None:
+    options = CreditOptions(beta=0.2, alternatives=2, min_probability=0.0, token_budget=64)
+    run = credit_dataset(pair, rows_of(tmp_path, PAIRS), tmp_path / "out", options)
+    records = lines(tmp_path / "out")
+    assert [record["row"] for record in records] == list(range(9))
+    correct = 0
+    for record, row in zip(records, PAIRS, strict=True):
+        assert record["prompt"] == row["prompt"]
+        for name in ("chosen", "rejected"):
+            alone = tokenq.credit(pair, row["prompt"], row[name], beta=0.2)
+            expected, side = alone.to_dict(alternatives=2), record["responses"][name]
+            for exact in ("response", "tokens", "token_ids", "offsets"):
+                assert side[exact] == expected[exact]
+            for close in ("logps", "ref_logps", "rewards", "values", "reward"):
+                assert side[close] == pytest.approx(expected[close], abs=5e-5)
+            for ours, theirs in zip(side["alternatives"], expected["alternatives"], strict=True):
+                assert [each["token_id"] for each in ours] == [each["token_id"] for each in theirs]
+            assert side["tokens_cut"] == 0
+        sums = [record["responses"][name]["reward"] for name in ("chosen", "rejected")]
+        assert record["margin"] == pytest.approx(sums[0] - sums[1], abs=1e-5)
+        correct += sums[0] > sums[1]
+    assert 0 < correct < 9
+    assert run.summary.accuracy == correct / 9
+    assert run.summary.rows == 9
+    assert run.summary.tokens == sum(
+        len(side["token_ids"]) for record in records for side in record["responses"].values()
+    )
+    assert run.summary.to_dict()["rewards/margins"] == pytest.approx(
+        sum(record["margin"] for record in records) / 9
+    )
+
+
+def test_without_alternatives_the_numbers_are_the_same(tmp_path: Path, pair: Pair) -> None:
+    rows = rows_of(tmp_path, PAIRS)
+    for count in (0, 1):
+        credit_dataset(pair, rows, tmp_path / str(count), CreditOptions(alternatives=count))
+    for bare, full in zip(lines(tmp_path / "0"), lines(tmp_path / "1"), strict=True):
+        for name, side in bare["responses"].items():
+            assert "alternatives" not in side
+            assert side["logps"] == pytest.approx(full["responses"][name]["logps"], abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("row", "names", "ordered"),
+    [
+        ({"prompt": "Review:", "completion": SENTENCES[0]}, ["completion"], False),
+        ({"prompt": "Review:", "completion": SENTENCES[0], "label": True}, ["completion"], False),
+        ({"prompt": "Review:", "completions": SENTENCES[:3]}, ["1", "2", "3"], True),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "Review:"},
+                    {"role": "assistant", "content": "A dull mess."},
+                ]
+            },
+            ["completion"],
+            False,
+        ),
+    ],
+)
+def test_other_kinds_of_rows(
+    tmp_path: Path, pair: Pair, row: dict, names: list[str], ordered: bool
+) -> None:
+    run = credit_dataset(pair, rows_of(tmp_path, [row]), tmp_path / "out")
+    [record] = run.records()
+    assert list(record["responses"]) == names
+    assert ("margin" in record) == ordered
+    assert record.get("label") == row.get("label")
+    assert (run.summary.accuracy is not None) == ordered
+
+
+def test_ranked_margin_is_the_worst_violation_and_ties_do_not_count(
+    tmp_path: Path, pair: Pair
+) -> None:
+    row = {"prompt": "Review:", "completions": SENTENCES[:3], "ranks": [0, 1, 1]}
+    run = credit_dataset(pair, rows_of(tmp_path, [row]), tmp_path / "out")
+    [record] = run.records()
+    first, *others = (side["reward"] for side in record["responses"].values())
+    assert record["margin"] == pytest.approx(first - max(others), abs=1e-5)
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+def test_a_run_that_was_cut_off_continues(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, options = rows_of(tmp_path, PAIRS), CreditOptions(alternatives=0, token_budget=16)
+    credit_dataset(pair, rows, tmp_path / "whole", options)
+
+    def stop_after_some(count: int) -> None:
+        nonlocal done
+        done += count
+        if done >= 3:
+            raise Cut
+
+    done = 0
+    with pytest.raises(Cut):
+        credit_dataset(pair, rows, tmp_path / "cut", options, on_progress=stop_after_some)
+    assert not (tmp_path / "cut/credit.jsonl").exists()
+    part = tmp_path / "cut/credit.jsonl.part"
+    assert 0 < len(part.read_text().splitlines()) < 9
+    with part.open("a") as file:
+        file.write('{"row": 5, "prom')  # a line that was being written
+
+    scored = []
+    score = dataset._score
+    monkeypatch.setattr(
+        dataset,
+        "_score",
+        lambda pair, jobs, options: scored.extend(jobs) or score(pair, jobs, options),
+    )
+    credit_dataset(pair, rows, tmp_path / "cut", options)
+    assert [job.row for job in scored] == list(range(done, 9))
+    assert (tmp_path / "cut/credit.jsonl").read_text() == (
+        tmp_path / "whole/credit.jsonl"
+    ).read_text()
+    assert not part.exists()
+
+    scored.clear()
+    again = credit_dataset(pair, rows, tmp_path / "cut", options)
+    assert not scored
+    assert again.summary.rows == 9
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path, pair: Pair) -> None:
+    rows, out = rows_of(tmp_path, PAIRS[:2]), tmp_path / "out"
+    credit_dataset(pair, rows, out, CreditOptions(beta=0.1))
+    before = (out / "credit.jsonl").read_text()
+    with pytest.raises(UserError, match=r"its beta is 0\.1, now it is 0\.2"):
+        credit_dataset(pair, rows, out, CreditOptions(beta=0.2))
+    other = load_pair(
+        random_model("llama", len(pair.tokenizer), 7), pair.reference, tokenizer=pair.tokenizer
+    )
+    with pytest.raises(UserError, match="its policy_hash is"):
+        credit_dataset(other, rows, out, CreditOptions(beta=0.1))
+    assert (out / "credit.jsonl").read_text() == before
+
+
+def test_a_row_that_cannot_be_tokenised(tmp_path: Path, pair: Pair) -> None:
+    pair.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.content }}{% endfor %}{{ eos_token }}"
+    )
+    rows = rows_of(
+        tmp_path,
+        [
+            {"prompt": [{"role": "user", "content": text}], "completion": [
+                {"role": "assistant", "content": " A film."}]}
+            for text in ("good", "bad", "fine")
+        ],
+    )  # fmt: skip
+    with pytest.raises(UserError, match="row 1: the chat template refuses"):
+        credit_dataset(pair, rows, tmp_path / "out")
+    run = credit_dataset(pair, rows, tmp_path / "out2", CreditOptions(skip_bad_rows=True))
+    assert [record["row"] for record in run.records()] == [0, 2]
+    assert sum(run.summary.skipped.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("beta", 0.0), ("alternatives", -1), ("min_probability", 1.0)]
+)
+def test_options_are_checked(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name} is {value}; accepted"):
+        CreditOptions(**{name: value})
+
+
+def test_no_reference_is_refused_before_anything_is_written(tmp_path: Path, pair: Pair) -> None:
+    alone = Pair(pair.policy, None, pair.tokenizer, "p")
+    with pytest.raises(UserError, match="has no reference"):
+        credit_dataset(alone, rows_of(tmp_path, PAIRS[:1]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scoring_leaves_the_models_as_they_were(tmp_path: Path, pair: Pair) -> None:
+    assert isinstance(pair.policy, nn.Module)
+    pair.policy.train()
+    credit_dataset(pair, rows_of(tmp_path, PAIRS[:2]), tmp_path / "out")
+    assert pair.policy.training
+    assert all(parameter.grad is None for parameter in pair.policy.parameters())
