@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from tokenizers import (
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -101,6 +102,24 @@ def _byte_level(trim_offsets: bool) -> Tokenizer:
     return tokenizer
 
 
+def _newlines_with_punctuation() -> Tokenizer:
+    """Words split as Llama 3 does: line ends belong to the punctuation before them, `):\\n`."""
+    tokenizer = _byte_level(trim_offsets=True)
+    words = Regex(r" ?[^\s\w]+[\r\n]*|\s+(?=\s)| ?\w+|\s")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet),
+    )
+    return tokenizer
+
+
 def _llama_like() -> Tokenizer:
     """BPE over pieces with a dummy blank in front, bytes for the unknown, and BOS added."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
@@ -158,6 +177,7 @@ def _wordpiece() -> Tokenizer:
 BACKENDS: dict[str, Callable[[], Tokenizer]] = {
     "byte_level": lambda: _byte_level(trim_offsets=False),
     "byte_level_trimmed": lambda: _byte_level(trim_offsets=True),
+    "newlines_with_punctuation": _newlines_with_punctuation,
     "llama_like": _llama_like,
     "unigram": _unigram,
     "wordpiece": _wordpiece,

@@ -10,12 +10,28 @@ from tokenq.data import encode, encode_prompt
 from tokenq.errors import UserError
 
 ALL = ["byte_level", "byte_level_trimmed", "llama_like", "unigram", "wordpiece"]
-BYTES = ["byte_level", "byte_level_trimmed"]
+BYTES = ["byte_level", "byte_level_trimmed", "newlines_with_punctuation"]
 USER = [{"role": "user", "content": "What is the capital of France?"}]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
 SPACED = st.lists(
     st.sampled_from(
-        ["the", " cat", " ", "\n", "\n\n", "  sat", "é", "😀", "👩‍👩‍👧", "日本", "\t", ".", "1 2"]
+        [
+            "the",
+            "):\n",
+            " ):\n\n",
+            " cat",
+            " ",
+            "\n",
+            "\n\n",
+            "  sat",
+            "é",
+            "😀",
+            "👩‍👩‍👧",
+            "日本",
+            "\t",
+            ".",
+            "1 2",
+        ]
     ),
     min_size=1,
     max_size=12,
@@ -204,6 +220,22 @@ def test_templates(make_tokenizer, backend, template, eos, end):
     check_offsets(encoded, response, covers_all=backend != "wordpiece")
     assert "".join(spoken(tokenizer, encoded, response)).replace(" ", "") == "Paris,thecapital"
     assert encoded.offsets[-1] == (len(response), len(response))
+
+
+def test_token_that_ends_in_a_trimmed_line_end_keeps_it(make_tokenizer):
+    tokenizer = make_tokenizer("newlines_with_punctuation")
+    response = "f(x):\n  return"
+    encoded = encode(tokenizer, "def ", response)
+    tokens = tokenizer.convert_ids_to_tokens(encoded.response_ids)
+    assert "):Ċ" in tokens  # so that one token holds the line end that its offsets leave out
+    at = tokens.index("):Ċ")
+    assert response[slice(*encoded.offsets[at])] == "):\n"
+
+
+def test_response_that_brings_the_end_token_has_it_once(make_tokenizer):
+    tokenizer = make_tokenizer("byte_level", "chatml", eos="<|im_end|>")
+    encoded = encode(tokenizer, USER, "Paris<|im_end|>")
+    assert tokenizer.decode(encoded.response_ids) == "Paris<|im_end|>"
 
 
 def test_default_system_prompt_is_in_the_prompt_once(make_tokenizer):

@@ -203,12 +203,14 @@ def test_response_and_prompt_without_tokens(make_tokenizer):
 
 def test_sides_share_the_prompt_that_the_earlier_departure_leaves(tokenizer):
     # " t" + "he" merges, " t" + "!" does not.
-    prepared = prepare(as_rows([{"prompt": "x t", "chosen": "he", "rejected": "!"}]), tokenizer)
-    row = prepared.dataset[0]
-    assert prepared.report.boundary_shifted == 1
-    assert tokenizer.decode(row["prompt_ids"]) == "x"
-    assert tokenizer.decode(row["chosen_ids"]) == " the</s>"
-    assert tokenizer.decode(row["rejected_ids"]) == " t!</s>"
+    for merging, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        pair = {"prompt": "x t", merging: "he", other: "!"}
+        prepared = prepare(as_rows([pair]), tokenizer)
+        row = prepared.dataset[0]
+        assert prepared.report.boundary_shifted == 1
+        assert tokenizer.decode(row["prompt_ids"]) == "x"
+        assert tokenizer.decode(row[f"{merging}_ids"]) == " the</s>"
+        assert tokenizer.decode(row[f"{other}_ids"]) == " t!</s>"
 
 
 def test_template_columns_are_used(make_tokenizer):
