@@ -1,5 +1,7 @@
 """Maximal segments against their definition, and spans worked out by hand."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -30,7 +32,7 @@ def test_maximal_segments_follow_the_definition(scores: list[int]) -> None:
     # Segments of sum 0 next to another may be cut in more than one way.
     if all(sum(scores[a:b]) for a in range(len(scores)) for b in range(a + 1, len(scores) + 1)):
         assert found == by_definition(scores)
-    assert all(b <= c for (_, b), (c, _) in zip(found, found[1:], strict=False))
+    assert all(b <= c for (_, b), (c, _) in pairwise(found))
 
 
 def test_the_papers_example() -> None:

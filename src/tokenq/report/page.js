@@ -63,8 +63,9 @@
     return p >= 10 ? p.toFixed(1) + "%" : p >= 0.01 ? p.toPrecision(2) + "%" : "10^" + Math.round(logp / Math.LN10);
   }
 
-  // Control, direction and invisible characters are named: they must neither hide nor reorder text.
-  const HIDDEN = /([\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff])/;
+  // Control, direction and invisible characters and broken ones are named: they must neither hide
+  // nor reorder text.
+  const HIDDEN = /([\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\p{Cs}])/u;
   const code = (char) => "U+" + char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
   function paint(node, text) {
     for (const part of text.split(HIDDEN)) {
@@ -84,6 +85,7 @@
     });
   }
 
+  const cut = (text, length) => Array.from(text.slice(0, 2 * length)).slice(0, length).join("");
   const quoted = (text) =>
     text.split(HIDDEN).map((part) => (part === "\t" ? "⇥" : part.length === 1 && HIDDEN.test(part) ? code(part) : part))
       .join("").replace(/\n/g, "↵").replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
@@ -139,13 +141,13 @@
     const node = make("li");
     node.id = "row-" + row.order;
     node.setAttribute("role", "option");
-    const head = samePrompts ? row.sides[0].text : opening(row, 240);
-    const what = paint(make("span", "what"), head.replace(/\s+/g, " ").slice(0, 240));
+    const head = samePrompts ? row.sides[0].text : opening(row);
+    const what = paint(make("span", "what"), cut(head.replace(/\s+/g, " "), 240));
     const size = row.ordered ? row.margin : row.sides[0].total;
     const under = make("span", "under", "#" + row.row);
     if (row.ordered) under.append(bar(row.margin / marginScale));
     if (row.ordered && row.margin <= 0) under.append(make("span", "flag", "≠ label"));
-    const worst = make("span", "worst", quoted(row.worst.token).slice(0, 24) + " ");
+    const worst = make("span", "worst", cut(quoted(row.worst.token), 24) + " ");
     worst.append(make("span", signClass(row.worst.reward), signed(row.worst.reward, 2)));
     worst.title = "most-blamed token";
     under.append(worst);
@@ -156,8 +158,8 @@
     return node;
   }
   // Where prompts begin alike, the responses tell the rows apart.
-  const opening = (row, length) => (row.prompt.length ? row.prompt[row.prompt.length - 1][1] : "").trim().slice(0, length);
-  const samePrompts = new Set(rows.map((row) => opening(row, 60))).size <= rows.length / 2 || rows.some((row) => !opening(row, 1));
+  const opening = (row) => (row.prompt.length ? row.prompt[row.prompt.length - 1][1] : "").trim();
+  const samePrompts = new Set(rows.map((row) => cut(opening(row), 60))).size <= rows.length / 2 || rows.some((row) => !opening(row));
 
   function bar(share) {
     const fill = make("i");
