@@ -66,11 +66,14 @@ def train(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("distributed")
     save_model(path / "base", tiny_llama())
+    # A reference of its own: against itself the first accuracies would be a toss of roundings.
+    save_model(path / "reference", tiny_llama(seed=1))
     # 21 rows in global batches of 8: the last batch has 5, so that processes get 3 and 2 of them.
     write_jsonl(path / "train.jsonl", pairs(21))
     write_jsonl(path / "eval.jsonl", pairs(5, seed=1))
     settings = {
         "model_name_or_path": str(path / "base"),
+        "reference": str(path / "reference"),
         "dataset_name": str(path / "train.jsonl"),
         "eval_dataset_name": str(path / "eval.jsonl"),
         "eval_strategy": "steps",
