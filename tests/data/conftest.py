@@ -102,10 +102,10 @@ def _byte_level(trim_offsets: bool) -> Tokenizer:
     return tokenizer
 
 
-def _newlines_with_punctuation() -> Tokenizer:
-    """Words split as Llama 3 does: line ends belong to the punctuation before them, `):\\n`."""
+def _blank_after_word() -> Tokenizer:
+    """A blank belongs to the word before it, where trimmed offsets leave it out."""
     tokenizer = _byte_level(trim_offsets=True)
-    words = Regex(r" ?[^\s\w]+[\r\n]*|\s+(?=\s)| ?\w+|\s")
+    words = Regex(r"\w+ ?|[^\s\w]+ ?|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(words, "isolated"),
@@ -177,7 +177,7 @@ def _wordpiece() -> Tokenizer:
 BACKENDS: dict[str, Callable[[], Tokenizer]] = {
     "byte_level": lambda: _byte_level(trim_offsets=False),
     "byte_level_trimmed": lambda: _byte_level(trim_offsets=True),
-    "newlines_with_punctuation": _newlines_with_punctuation,
+    "blank_after_word": _blank_after_word,
     "llama_like": _llama_like,
     "unigram": _unigram,
     "wordpiece": _wordpiece,

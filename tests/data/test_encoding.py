@@ -10,7 +10,7 @@ from tokenq.data import encode, encode_prompt
 from tokenq.errors import UserError
 
 ALL = ["byte_level", "byte_level_trimmed", "llama_like", "unigram", "wordpiece"]
-BYTES = ["byte_level", "byte_level_trimmed", "newlines_with_punctuation"]
+BYTES = ["byte_level", "byte_level_trimmed", "blank_after_word"]
 USER = [{"role": "user", "content": "What is the capital of France?"}]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
 SPACED = st.lists(
@@ -222,14 +222,12 @@ def test_templates(make_tokenizer, backend, template, eos, end):
     assert encoded.offsets[-1] == (len(response), len(response))
 
 
-def test_token_that_ends_in_a_trimmed_line_end_keeps_it(make_tokenizer):
-    tokenizer = make_tokenizer("newlines_with_punctuation")
-    response = "f(x):\n  return"
-    encoded = encode(tokenizer, "def ", response)
-    tokens = tokenizer.convert_ids_to_tokens(encoded.response_ids)
-    assert "):Ċ" in tokens  # so that one token holds the line end that its offsets leave out
-    at = tokens.index("):Ċ")
-    assert response[slice(*encoded.offsets[at])] == "):\n"
+def test_token_that_ends_in_a_trimmed_blank_keeps_it(make_tokenizer):
+    tokenizer = make_tokenizer("blank_after_word")
+    response = "the cat sat"
+    encoded = encode(tokenizer, "on ", response)
+    assert tokenizer.convert_ids_to_tokens(encoded.response_ids)[0] == "theĠ"
+    assert encoded.offsets[0] == (0, 4)
 
 
 def test_response_that_brings_the_end_token_has_it_once(make_tokenizer):
