@@ -1,6 +1,7 @@
 """The packed forward against the plain computation: values and gradients, family by family."""
 
 import copy
+import shutil
 import warnings
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tokenq.models.attention import flex_tree_attention, masked_tree_attention, tree_attention
 from tokenq.models.forward import (
     causal_lm,
+    compile_layers,
     enable_packed,
     pad_rows,
     response_hidden,
@@ -253,3 +255,19 @@ def test_row_hidden_matches_tree_hidden_row_by_row() -> None:
     pack = pack_trees(PROMPTS, RESPONSES, 200)[0]
     states = row_hidden(causal_lm(model), pack)
     assert states.shape == (sum(map(len, RESPONSES)), 32)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler here")
+def test_compiled_layers_give_the_same_values_and_gradients() -> None:
+    model = tiny_model("llama", torch.float32)
+    expected = token_logps(model, PROMPTS, RESPONSES)
+    want = torch.autograd.grad(weighted(expected), list(model.parameters()))
+    compile_layers(model)
+    for budget in (15, 64):
+        rows = token_logps(model, PROMPTS, RESPONSES, token_budget=budget)
+        got = torch.autograd.grad(weighted(rows), list(model.parameters()))
+        for row, value in zip(rows, expected, strict=True):
+            torch.testing.assert_close(row, value, rtol=0, atol=1e-4)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

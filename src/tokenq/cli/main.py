@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from tokenq import __version__
+from tokenq.allocator import keep_freed_memory
 from tokenq.errors import UserError
 
 COMMANDS = {
@@ -27,6 +28,7 @@ READER_GONE = 141  # what a shell reports for a program ended by SIGPIPE
 
 def entry() -> None:
     """Console-script entry point."""
+    keep_freed_memory()
     sys.exit(main(sys.argv[1:]))
 
 

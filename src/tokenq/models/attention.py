@@ -6,6 +6,7 @@ tree as a block mask. Score capping or a sliding window that bites: a masked pro
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -316,9 +317,7 @@ def _register(base: str) -> None:
 
 def _base_attention(base: str, module: nn.Module) -> Callable[..., Any]:
     if base == "eager":
-        # every modelling file has its own eager function; the interface falls back to it by name
-        import sys
-
+        # Every modelling file has an eager function of its own, under this name.
         return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
     return ALL_ATTENTION_FUNCTIONS[base]  # type: ignore[no-any-return]
 

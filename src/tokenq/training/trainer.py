@@ -39,8 +39,9 @@ from transformers.trainer_utils import (
     rotate_checkpoints,
 )
 
+from tokenq.allocator import keep_freed_memory
 from tokenq.errors import UserError
-from tokenq.models.forward import enable_packed
+from tokenq.models.forward import compile_layers, enable_packed
 from tokenq.models.loading import disable_dropout, load_policy, load_tokenizer
 from tokenq.models.packing import Pack, pack_trees
 from tokenq.models.reference import AdapterOff, ReferenceIdentity
@@ -143,9 +144,8 @@ class PreferenceTrainer(Trainer):
             callbacks = [*(callbacks or []), stopping]
         enable_packed(policy)
         if args.compile_layers:
-            from tokenq.models.forward import compile_layers
-
             compile_layers(policy)
+        keep_freed_memory()
         evaluation = {name: split.dataset for name, split in self.splits.items() if name != "train"}
         super().__init__(
             model=policy,
