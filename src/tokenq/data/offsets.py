@@ -44,7 +44,8 @@ def _without_gaps(
     """
     filled: list[tuple[int, int]] = []
     reached = 0
-    for i, (first, last) in enumerate(spans):
+    # The end of the text closes the last gap; it is no token.
+    for i, (first, last) in enumerate([*spans, (len(text), len(text))]):
         if first > reached and filled:
             before = filled[-1][0]
             own = _trailing_blanks(str(tokenizer.decode([ids[i - 1]])))
@@ -53,7 +54,7 @@ def _without_gaps(
             filled[-1] = (before, reached)
         filled.append((min(first, reached), last))
         reached = max(reached, last)
-    return filled
+    return filled[:-1]
 
 
 def _trailing_blanks(text: str) -> int:
