@@ -43,6 +43,14 @@ def test_siblings_do_not_see_each_other() -> None:
     ]
 
 
+def test_equal_rows_are_computed_once_and_handed_to_each() -> None:
+    (pack,) = pack_trees([[1], [1], [1]], [[2, 3], [4], [2, 3]], token_budget=100)
+    assert pack.input_ids.tolist() == [1, 2]
+    assert pack.targets.tolist() == [2, 3, 4]
+    assert (pack.rows, pack.lengths, pack.distinct) == ((0, 2, 1), (2, 2, 1), (2, 1))
+    assert pack.for_every_row(pack.targets).tolist() == [2, 3, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("prompts", "responses", "problem"),
     [([[]], [[1]], "row 0: the prompt"), ([[1], [1]], [[1], []], "row 1: the response")],
@@ -55,7 +63,7 @@ def test_empty_sides_are_refused(
 
 
 def test_one_long_tree_is_split_and_a_single_row_may_exceed_the_budget() -> None:
-    packs = pack_trees([[1, 2, 3]] * 5, [[4, 5, 6]] * 5, token_budget=7)
+    packs = pack_trees([[1, 2, 3]] * 5, [[4, 5, i] for i in range(5)], token_budget=7)
     assert [len(p.input_ids) for p in packs] == [7, 7, 5]
     (pack,) = pack_trees([[1] * 30], [[2] * 5], token_budget=7)
     assert len(pack.input_ids) == 34
@@ -72,13 +80,14 @@ def test_every_row_is_there_once_and_whole(
     seen: dict[int, list[int]] = {}
     for pack in packs:
         offset = 0
+        targets, index = map(pack.for_every_row, (pack.targets, pack.target_index))
         for row, length in zip(pack.rows, pack.lengths, strict=True):
             span = slice(offset, offset + length)
-            assert pack.targets[span].tolist() == rows[row][1]
-            assert _path(pack, int(pack.target_index[span][-1])) == rows[row][0] + rows[row][1][:-1]
+            assert targets[span].tolist() == rows[row][1]
+            assert _path(pack, int(index[span][-1])) == rows[row][0] + rows[row][1][:-1]
             seen[row] = rows[row][1]
             offset += length
-        assert len(pack.input_ids) <= budget or len(pack.rows) == 1
+        assert len(pack.input_ids) <= budget or len(pack.distinct) == 1
     assert sorted(seen) == list(range(len(rows)))
 
 

@@ -233,7 +233,7 @@ def flex_tree_attention(
         assert softcap is not None
         return softcap * torch.tanh(score / softcap)
 
-    attend = _compiled_flex() if query.is_cuda else flex_attention
+    attend: Any = _compiled_flex() if query.is_cuda else flex_attention
     out = attend(
         query,
         key,
@@ -318,8 +318,10 @@ def _register(base: str) -> None:
 def _base_attention(base: str, module: nn.Module) -> Callable[..., Any]:
     if base == "eager":
         # Every modelling file has an eager function of its own, under this name.
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-    return ALL_ATTENTION_FUNCTIONS[base]  # type: ignore[no-any-return]
+        eager: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+        return eager
+    registered: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[base]
+    return registered
 
 
 for _base in _BASES:

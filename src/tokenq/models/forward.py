@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Backbone = Callable[[PreTrainedModel, Pack], Tensor]
 
+_BACKBONE = "_tokenq_backbone"
+"""Attribute that names the forward of a model that cannot share prompts; copies carry it along."""
+
 
 def enable_packed(model: nn.Module) -> None:
     """Let `model(packed=pack)` return :class:`TokenLogps` in pack order. Idempotent.
@@ -45,7 +48,7 @@ def enable_packed(model: nn.Module) -> None:
         config = getattr(part, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):
             config._attn_implementation = original
-    inner._tokenq_backbone = row_hidden
+    inner.__dict__[_BACKBONE] = row_hidden
     logger.warning(
         "%s: prompts cannot be shared between responses (%s); using one plain forward per row, "
         "which is slower and exact",
@@ -81,7 +84,12 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-@functools.cache
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """Return the [V, H] input embedding, also where PEFT wraps it; inputs belong on its device."""
+    weight: Any = model.get_input_embeddings().weight
+    return weight
+
+
 def _forward_with_packs(cls: type[PreTrainedModel]) -> Callable[..., Any]:
     # Bound per instance with MethodType, so that a deep copy of a model binds to the copy.
     original = cls.forward
@@ -93,7 +101,8 @@ def _forward_with_packs(cls: type[PreTrainedModel]) -> Callable[..., Any]:
         if packed is None:
             return original(self, *args, **kwargs)
         hidden = response_states(self, packed)
-        return token_logps_of(Head.of(self), hidden, packed.targets)
+        distinct = token_logps_of(Head.of(self), hidden, packed.targets)
+        return TokenLogps(*map(packed.for_every_row, distinct))
 
     parameters = inspect.signature(original).parameters
     packed_parameter = inspect.Parameter("packed", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -103,13 +112,13 @@ def _forward_with_packs(cls: type[PreTrainedModel]) -> Callable[..., Any]:
 
 
 def response_states(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """Return the hidden state [N, H] from which each response token of `pack` is predicted."""
-    backbone: Backbone = getattr(model, "_tokenq_backbone", tree_hidden)
+    """Return the hidden state [M, H] from which each distinct response token is predicted."""
+    backbone: Backbone = model.__dict__.get(_BACKBONE, tree_hidden)
     return backbone(model, pack)
 
 
 def tree_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """Hidden states [N, H] by one packed forward in which responses share their prompt."""
+    """Hidden states [M, H] by one packed forward in which responses share their prompt."""
     # A mask with four axes counts as ready-made in transformers: none is built for the packed row.
     ready_made = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=pack.input_ids.device)
     states = model.base_model(
@@ -123,7 +132,7 @@ def tree_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:
 
 
 def row_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:
-    """Hidden states [N, H] by plain forwards, one row at a time: nothing shared, nothing padded."""
+    """Hidden states [M, H] by plain forwards, one row at a time: nothing shared, nothing padded."""
     parts = []
     for prompt, response in unpack(pack):
         ids = torch.cat([prompt, response])[None]
@@ -133,10 +142,10 @@ def row_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:
 
 
 def unpack(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (prompt ids, response ids without the last) of each row of `pack`, in pack order."""
+    """Yield (prompt ids, response ids without the last) of each distinct response, packed order."""
     prompts = {root: (start, end) for root, start, end in _prompt_spans(pack)}
     offset = 0
-    for length in pack.lengths:
+    for length in pack.distinct:
         index = pack.target_index[offset : offset + length]
         start, end = prompts[int(pack.layout.prompt[index[0]])]
         yield pack.input_ids[start:end], pack.targets[offset : offset + length - 1]
@@ -164,7 +173,7 @@ def sharing_problem(model: PreTrainedModel) -> str | None:
     them by more, also in an untrained model, because the states are compared before the head.
     """
     generator = torch.Generator().manual_seed(0)
-    embedding = model.get_input_embeddings().weight
+    embedding = embedding_weight(model)
     size = min(model.config.get_text_config().vocab_size, len(embedding))
 
     def ids(n: int) -> list[int]:
@@ -186,9 +195,9 @@ def sharing_problem(model: PreTrainedModel) -> str | None:
     finally:
         model.train(training)
     half = torch.finfo(next(model.parameters()).dtype).bits <= 16
-    error = (plain - shared).norm() / plain.norm()
-    if error > (5e-2 if half else 1e-3):
-        return f"a probe differed by {float(error):.1e} of its size"
+    difference = float((plain - shared).norm() / plain.norm())
+    if not difference <= (5e-2 if half else 1e-3):
+        return f"a probe differed by {difference:.1e} of its size"
     return None
 
 
@@ -198,10 +207,10 @@ def response_hidden(
     """Return, per row, the hidden states [T_i, H] from which its response tokens are predicted."""
     enable_packed(model)
     inner = causal_lm(model)
-    device = inner.get_input_embeddings().weight.device
+    device = embedding_weight(inner).device
     out: list[Tensor] = [torch.empty(0)] * len(prompts)
     for pack in pack_trees(prompts, responses, token_budget):
-        states = response_states(inner, pack.to(device))
+        states = pack.for_every_row(response_states(inner, pack := pack.to(device)))
         for row, part in zip(pack.rows, states.split(list(pack.lengths)), strict=True):
             out[row] = part
     return out

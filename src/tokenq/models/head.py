@@ -76,7 +76,7 @@ def token_logps_of(head: Head, hidden: Tensor, targets: Tensor, chunk: int = CHU
         outputs = _LinearHead.apply(
             hidden, head.module.weight, head.module.bias, targets, head.scale, head.softcap, chunk
         )
-        return TokenLogps(*outputs)  # type: ignore[misc]
+        return TokenLogps(*outputs)
     parts = [
         checkpoint(_module_logps, head, h, t, use_reentrant=False)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)

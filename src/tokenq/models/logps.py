@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from tokenq.models.forward import causal_lm, enable_packed
+from tokenq.models.forward import causal_lm, embedding_weight, enable_packed
 from tokenq.models.packing import Ids, pack_trees
 from tokenq.models.reference import AdapterOff
 
@@ -32,7 +32,7 @@ def token_logps(
     """
     with model.active() if isinstance(model, AdapterOff) else nullcontext(model) as active:
         enable_packed(active)
-        device = causal_lm(active).get_input_embeddings().weight.device
+        device = embedding_weight(causal_lm(active)).device
         out: list[Tensor] = [torch.empty(0)] * len(prompts)
         for pack in pack_trees(prompts, responses, token_budget):
             logps = active(packed=pack.to(device)).logps

@@ -4,7 +4,7 @@ Pure functions of integers; nothing here knows a model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,12 +48,17 @@ class TreeLayout:
 
 @dataclass(frozen=True)
 class Pack:
-    """One packed forward.
+    """One packed forward of R rows with N response tokens, of which M are in distinct responses.
+
+    Rows with the same prompt and the same response (as in all pairs of a ranked list) are computed
+    once and handed to each of them.
 
     input_ids:    [T] token ids; the last token of a response is a target only, never an input
     layout:       see :class:`TreeLayout`
-    target_index: [N] packed position whose hidden state predicts the n-th response token
-    targets:      [N] response token ids, row after row
+    target_index: [M] packed position whose hidden state predicts the m-th response token
+    targets:      [M] response token ids, one distinct response after the other
+    distinct:     lengths of the distinct responses; they add up to M
+    copies:       [N] index into M of every row's tokens, or None where all responses differ
     rows:         index of each packed row in the caller's order
     lengths:      response length of each packed row; they add up to N
     """
@@ -62,35 +67,43 @@ class Pack:
     layout: TreeLayout
     target_index: Tensor
     targets: Tensor
+    distinct: tuple[int, ...]
+    copies: Tensor | None
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
 
+    def for_every_row(self, values: Tensor) -> Tensor:
+        """Spread values [M, ...] of distinct response tokens over all rows' tokens: [N, ...]."""
+        return values if self.copies is None else values[self.copies]
+
     def to(self, device: torch.device | str) -> "Pack":
         """Return the pack with its model inputs on `device`."""
-        layout = TreeLayout(
-            self.layout.trees,
-            self.layout.responses,
-            self.layout.segment.to(device, non_blocking=True),
-            self.layout.prompt.to(device, non_blocking=True),
-            self.layout.positions.to(device, non_blocking=True),
-            self.layout.longest,
+
+        def move(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=True)
+
+        layout = replace(
+            self.layout,
+            segment=move(self.layout.segment),
+            prompt=move(self.layout.prompt),
+            positions=move(self.layout.positions),
         )
-        return Pack(
-            self.input_ids.to(device, non_blocking=True),
-            layout,
-            self.target_index.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.rows,
-            self.lengths,
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            layout=layout,
+            target_index=move(self.target_index),
+            targets=move(self.targets),
+            copies=None if self.copies is None else move(self.copies),
         )
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt and the rows (indices in the caller's order) that answer it."""
+    """A prompt, its distinct responses with their rows (the caller's order), its input tokens."""
 
     prompt: tuple[int, ...]
-    rows: tuple[int, ...]
+    answers: dict[tuple[int, ...], list[int]]
     size: int
 
 
@@ -110,28 +123,29 @@ def pack_trees(prompts: Sequence[Ids], responses: Sequence[Ids], token_budget: i
             side = "response" if len(prompt) else "prompt"
             raise ValueError(f"row {row}: the {side} has no tokens")
     trees = group_by_prompt(prompts, responses, token_budget)
-    return [_pack(bin_, responses) for bin_ in _fill_bins(trees, token_budget)]
+    return [_pack(bin_) for bin_ in _fill_bins(trees, token_budget)]
 
 
 def group_by_prompt(
     prompts: Sequence[Ids], responses: Sequence[Ids], token_budget: int
 ) -> list[Tree]:
     """Return one tree per distinct prompt, or several where one would exceed `token_budget`."""
-    by_prompt: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        by_prompt.setdefault(tuple(prompt), []).append(row)
+    by_prompt: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        same_prompt = by_prompt.setdefault(tuple(prompt), {})
+        same_prompt.setdefault(tuple(response), []).append(row)
     trees = []
-    for prompt, rows in by_prompt.items():
-        part: list[int] = []
+    for prompt, answers in by_prompt.items():
+        part: dict[tuple[int, ...], list[int]] = {}
         size = len(prompt)
-        for row in rows:
-            extra = len(responses[row]) - 1
+        for response, rows in answers.items():
+            extra = len(response) - 1
             if part and size + extra > token_budget:
-                trees.append(Tree(prompt, tuple(part), size))
-                part, size = [], len(prompt)
-            part.append(row)
+                trees.append(Tree(prompt, part, size))
+                part, size = {}, len(prompt)
+            part[response] = rows
             size += extra
-        trees.append(Tree(prompt, tuple(part), size))
+        trees.append(Tree(prompt, part, size))
     return trees
 
 
@@ -151,31 +165,36 @@ def _fill_bins(trees: Sequence[Tree], token_budget: int) -> list[list[Tree]]:
     return bins
 
 
-def _pack(trees: Sequence[Tree], responses: Sequence[Ids]) -> Pack:
+def _pack(trees: Sequence[Tree]) -> Pack:
     ids: list[int] = []
     segment: list[int] = []
     prompt_of: list[int] = []
     positions: list[int] = []
     target_index: list[int] = []
     targets: list[int] = []
-    tree_spans, response_spans = [], []
-    rows, lengths = [], []
+    tree_spans: list[tuple[int, int, int]] = []
+    response_spans: list[tuple[int, int]] = []
     segments = longest = 0
+    rows: list[int] = []
+    distinct: list[int] = []
+    lengths: list[int] = []
+    copies: list[int] = []
     for tree in trees:
         start, width, root = len(ids), len(tree.prompt), segments
         ids += tree.prompt
         segment += [root] * width
         positions += range(width)
         segments += 1
-        for row in tree.rows:
-            response = list(responses[row])
-            first, inner = len(ids), len(response) - 1
+        for response, same in tree.answers.items():
+            first, inner, flat = len(ids), len(response) - 1, len(targets)
             ids += response[:-1]
             positions += range(width, width + inner)
             target_index += [start + width - 1, *range(first, first + inner)]
             targets += response
-            rows.append(row)
-            lengths.append(len(response))
+            distinct.append(len(response))
+            rows += same
+            lengths += [len(response)] * len(same)
+            copies += list(range(flat, len(targets))) * len(same)
             longest = max(longest, width + inner)
             if inner:
                 segment += [segments] * inner
@@ -192,10 +211,12 @@ def _pack(trees: Sequence[Tree], responses: Sequence[Ids]) -> Pack:
         longest=longest,
     )
     return Pack(
-        torch.tensor(ids),
-        layout,
-        torch.tensor(target_index),
-        torch.tensor(targets),
-        tuple(rows),
-        tuple(lengths),
+        input_ids=torch.tensor(ids),
+        layout=layout,
+        target_index=torch.tensor(target_index),
+        targets=torch.tensor(targets),
+        distinct=tuple(distinct),
+        copies=torch.tensor(copies) if len(copies) > len(targets) else None,
+        rows=tuple(rows),
+        lengths=tuple(lengths),
     )
