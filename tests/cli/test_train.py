@@ -1,4 +1,4 @@
-"""`tokenq train`: one flat configuration, refusals before any model, and what a run leaves behind."""
+"""`tokenq train`: one flat configuration, refusals before any model, what a run leaves."""
 
 import json
 from pathlib import Path
@@ -169,7 +169,7 @@ def test_bad_input_is_one_line_and_exit_code_two(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded before the refusal")
 
-    monkeypatch.setattr("tokenq.training.trainer.load_policy", refuse)
+    monkeypatch.setattr("tokenq.training.policy.load_policy", refuse)
     assert train(tmp_path, {**base, **changes}, *flags) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ")

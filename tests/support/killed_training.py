@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from tokenq.cli.main import main
-from tokenq.training import checkpoints, trainer
+from tokenq.training import checkpoints, saving, trainer
 
 
 def die() -> None:
@@ -50,14 +50,14 @@ def kill_before(function: str, step: int) -> None:
 
 
 def kill_before_rotation(step: int) -> None:
-    original = trainer.rotate_checkpoints
+    original = saving.rotate_checkpoints
 
     def deadly(output_dir: str, **options: Any) -> None:
         if (Path(output_dir) / f"checkpoint-{step}").exists():
             die()
         original(output_dir, **options)
 
-    trainer.rotate_checkpoints = deadly
+    saving.rotate_checkpoints = deadly
 
 
 def kill_in_step(step: int) -> None:

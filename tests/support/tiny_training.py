@@ -30,7 +30,11 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
         chosen = " ".join(draw.choice(GOOD) for _ in range(draw.randint(1, 3)))
         rejected = " ".join(draw.choice(BAD) for _ in range(draw.randint(1, 3)))
         rows.append(
-            {"prompt": f"Say what you think: {subject}", "chosen": f" {chosen}.", "rejected": f" {rejected}!"}
+            {
+                "prompt": f"Say what you think: {subject}",
+                "chosen": f" {chosen}.",
+                "rejected": f" {rejected}!",
+            }
         )
     return rows
 

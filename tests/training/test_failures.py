@@ -59,7 +59,7 @@ def test_a_planted_nan_weight_stops_the_first_step(tmp_path: Path) -> None:
 def test_only_the_guilty_micro_batch_is_named(tmp_path: Path) -> None:
     rows = tokenised(12)
     token = 351  # in the model's vocabulary, never in the rows: the tokenizer has 350
-    odd = rows[5]["chosen_ids"][:-1] + [token, 1]
+    odd = [*rows[5]["chosen_ids"][:-1], token, 1]
     rows = rows.map(lambda row, i: {"chosen_ids": odd} if i == 5 else row, with_indices=True)
     run = PreferenceTrainer(
         tiny_llama(),
@@ -89,7 +89,7 @@ def test_a_gradient_that_overflows_names_its_parameters(tmp_path: Path) -> None:
     weight = run.model.model.layers[1].mlp.down_proj.weight
     weight.register_hook(lambda gradient: gradient * float("inf"))
     before = [p.detach().clone() for p in run.model.parameters()]
-    with pytest.raises(UserError, match="gradient of model.layers.1.mlp.down_proj.weight"):
+    with pytest.raises(UserError, match=r"gradient of model\.layers\.1\.mlp\.down_proj\.weight"):
         run.train()
     found = finding(tmp_path)
     assert len(found["rows"]) == 4
@@ -123,7 +123,7 @@ def test_the_gradient_norm_is_clipped_as_torch_clips_it(tmp_path: Path) -> None:
 def test_a_file_in_place_of_the_output_folder(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(UserError, match="output_dir: .* cannot be written"):
+    with pytest.raises(UserError, match=r"output_dir: .* cannot be written"):
         check_writable(blocked / "out")
 
 

@@ -116,9 +116,7 @@ def test_killed_from_outside_at_any_time(tmp_path: Path) -> None:
         reached = step
 
 
-def resumable(
-    folder: Path, model: Any = None, **options: Any
-) -> PreferenceTrainer:
+def resumable(folder: Path, model: Any = None, **options: Any) -> PreferenceTrainer:
     return PreferenceTrainer(
         tiny_llama() if model is None else model,
         options.pop("ref_model", None),

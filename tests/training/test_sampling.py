@@ -78,7 +78,7 @@ def test_micro_batches_partition_the_rows_within_the_budget(
         assert len(part) == 1 or len(pack.input_ids) <= budget
         # What is put in flat order comes out in flat order.
         _, flat = part.flat()
-        back = in_flat_order(pack.targets, pack)
+        back = in_flat_order(pack.for_every_row(pack.targets), pack)
         assert [row.tolist() for row in back] == flat
 
 

@@ -83,7 +83,10 @@ def test_dpo_starts_at_log_two_and_separates_the_pairs(
     assert losses[-1] < 0.6 * losses[0]
     assert logged(trainer, "rewards/accuracies")[-1] == 1.0
     margins = logged(trainer, "rewards/margins")[-1]
-    chosen, rejected = logged(trainer, "rewards/chosen")[-1], logged(trainer, "rewards/rejected")[-1]
+    chosen, rejected = (
+        logged(trainer, "rewards/chosen")[-1],
+        logged(trainer, "rewards/rejected")[-1],
+    )
     assert margins == pytest.approx(chosen - rejected, rel=1e-5)
 
 
@@ -320,9 +323,7 @@ def test_bad_settings_are_refused_by_name(
 
 
 def test_data_without_pairs_is_refused_before_the_model_loads(tmp_path: Path) -> None:
-    rows = load_rows(
-        write_jsonl(tmp_path / "r.jsonl", [{"prompt": "a", "completion": "b"}] * 3)
-    )
+    rows = load_rows(write_jsonl(tmp_path / "r.jsonl", [{"prompt": "a", "completion": "b"}] * 3))
     with pytest.raises(UserError, match="holds sft rows, but loss_type sigmoid learns from"):
         PreferenceTrainer(
             "no/such-model",

@@ -132,7 +132,7 @@ class _Formatter(argparse.HelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.nargs == 0:
             return action.option_strings[0]
-        shown = action.dest.upper() if len(action.choices or ()) > 6 else None
+        shown = action.dest.upper() if len(list(action.choices or ())) > 6 else None
         arguments = shown or self._format_args(action, action.dest.upper())
         return f"{action.option_strings[0]} {arguments}"
 
@@ -147,7 +147,7 @@ class TrainParser(HfArgumentParser):
 
     def __init__(self) -> None:
         super().__init__(
-            ARGUMENT_CLASSES,
+            ARGUMENT_CLASSES,  # type: ignore[arg-type]
             prog="tokenq train",
             usage="tokenq train --config FILE.yaml [--name value ...]",
             description="Fine-tune a model on preferences or on answers.",

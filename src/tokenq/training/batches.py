@@ -1,6 +1,6 @@
 """From prepared rows to micro-batches, and from packed log-probs to what objectives are given."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenq.models.forward import pad_rows
-from tokenq.models.packing import Pack, group_by_prompt, pack_trees
+from tokenq.models.packing import Pack, pack_trees
 from tokenq.objectives import PairLogps, ResponseLogps
 
 Ids = list[int]
@@ -85,20 +85,40 @@ def micro_batches(batch: Batch, token_budget: int) -> list[Batch]:
 
     Rows with one prompt go together, since they share it. A row over the budget stands alone.
     """
-    # A row's answers take as many packed tokens as one answer of this length would.
-    stand_ins = [range(1 + sum(len(ids) - 1 for ids in answers)) for answers in batch.responses]
     parts: list[list[int]] = []
     free: list[int] = []
-    trees = group_by_prompt(batch.prompts, stand_ins, token_budget)
-    for tree in sorted(trees, key=lambda tree: -tree.size):
-        fitting = next((i for i, room in enumerate(free) if tree.size <= room), None)
+    for size, rows in sorted(_trees(batch, token_budget), key=lambda tree: -tree[0]):
+        fitting = next((i for i, room in enumerate(free) if size <= room), None)
         if fitting is None:
-            parts.append(list(tree.rows))
-            free.append(token_budget - tree.size)
+            parts.append(rows)
+            free.append(token_budget - size)
         else:
-            parts[fitting] += tree.rows
-            free[fitting] -= tree.size
+            parts[fitting] += rows
+            free[fitting] -= size
     return [batch.take(sorted(part)) for part in parts]
+
+
+def _trees(batch: Batch, token_budget: int) -> Iterator[tuple[int, list[int]]]:
+    """Yield (packed tokens, rows) of rows that share a prompt; equal answers are packed once."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, ids in enumerate(batch.prompts):
+        by_prompt.setdefault(tuple(ids), []).append(i)
+    for prompt, rows in by_prompt.items():
+        part: list[int] = []
+        answers: set[tuple[int, ...]] = set()
+        for row in rows:
+            more = answers | {tuple(answer) for answer in batch.responses[row]}
+            if part and _tree_size(prompt, more) > token_budget:
+                yield _tree_size(prompt, answers), part
+                part, more = [], {tuple(answer) for answer in batch.responses[row]}
+            part.append(row)
+            answers = more
+        yield _tree_size(prompt, answers), part
+
+
+def _tree_size(prompt: tuple[int, ...], answers: set[tuple[int, ...]]) -> int:
+    # The last token of an answer is predicted, never read.
+    return len(prompt) + sum(len(answer) - 1 for answer in answers)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ Names and defaults follow TRL's `DPOConfig`; every default that differs says why
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -33,7 +34,7 @@ class PreferenceConfig(TrainingArguments):
     where it is slower than fp32 and the fp32 trajectory is reproducible.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 - declared without ClassVar in transformers
         *TrainingArguments._VALID_DICT_FIELDS,
         "model_init_kwargs",
         "objective_args",
@@ -44,7 +45,7 @@ class PreferenceConfig(TrainingArguments):
     logging_steps: float = field(
         default=10, metadata={"help": "Optimiser steps between two lines of metrics."}
     )
-    bf16: bool | None = field(
+    bf16: bool | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "bf16 mixed precision; unset: on where a GPU supports it, off on CPU."},
     )
@@ -162,6 +163,11 @@ class PreferenceConfig(TrainingArguments):
             self.metric_for_best_model = "loss"
         super().__post_init__()
         self._check_values()
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir` as a path."""
+        return Path(str(self.output_dir))
 
     def _check_values(self) -> None:
         _positive("token_budget", self.token_budget)

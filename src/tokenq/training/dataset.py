@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
 from tokenq.data import PreparationReport, Prepared, Rows, load_rows, prepare
+from tokenq.data.preparation import TruncationMode
 from tokenq.errors import UserError
 from tokenq.training.config import PreferenceConfig
 from tokenq.training.mixture import Mixture
@@ -60,7 +61,7 @@ def prepare_split(
             tokenizer,
             max_length=args.max_length or NO_LIMIT,
             max_prompt_length=args.max_prompt_length,
-            truncation_mode=args.truncation_mode,
+            truncation_mode=cast(TruncationMode, args.truncation_mode),
             num_proc=args.dataset_num_proc,
         )
     prepared = source if isinstance(source, Prepared) else None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -48,17 +48,23 @@ def describe(traces: Iterable[Trace], model: nn.Module) -> tuple[list[int], list
     return sorted({row for trace in traces for row in trace.rows}), names
 
 
-def save(folder: Path, *, step: int, rows: list[int], tensors: list[str]) -> Path:
-    """Write the finding to `nan_batch.json` in `folder` and return its path."""
-    path = folder / FILE
-    write_text(path, json.dumps({"step": step, "rows": rows, "tensors": tensors}, indent=2) + "\n")
-    return path
+@dataclass(frozen=True)
+class Finding:
+    """Where a run met a number that is not finite: optimiser step, rows of the source, tensors."""
 
+    step: int
+    rows: list[int]
+    tensors: list[str]
 
-def stop(path: Path, *, step: int, rows: list[int], tensors: list[str]) -> UserError:
-    """Return the error that ends the run."""
-    shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-    return UserError(
-        f"step {step}: {', '.join(tensors[:3]) or 'the gradient norm'} is not finite "
-        f"(rows {shown}; saved in {path}); check these rows, the weights, or lower learning_rate"
-    )
+    def save(self, path: Path) -> None:
+        """Write the finding as JSON, whole or not at all."""
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    def error(self, path: Path) -> UserError:
+        """Return the error that ends the run; `path` is where the finding was saved."""
+        shown = ", ".join(map(str, self.rows[:8])) + (", ..." if len(self.rows) > 8 else "")
+        return UserError(
+            f"step {self.step}: {', '.join(self.tensors[:3]) or 'the gradient norm'} is not finite "
+            f"(rows {shown}; saved in {path}); check these rows and the weights, or lower "
+            "learning_rate"
+        )

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from torch import nn
+from transformers.training_args import OptimizerNames
 
 from tokenq.errors import UserError
 from tokenq.training.config import PreferenceConfig
@@ -41,19 +42,18 @@ def checkpoint_bytes(model: nn.Module, optimizer: str, save_only_model: bool) ->
 
 def needed_bytes(model: nn.Module, args: PreferenceConfig, saves: int) -> int:
     """Bytes of all checkpoints that exist at once, and of the final weights."""
-    each = checkpoint_bytes(model, args.optim.value, args.save_only_model)
+    optimizer = OptimizerNames(args.optim).value
+    each = checkpoint_bytes(model, optimizer, args.save_only_model)
     kept = min(saves, (args.save_total_limit or saves) + 1)  # the new one before an old one goes
-    return each * kept + checkpoint_bytes(model, args.optim.value, save_only_model=True)
+    return each * kept + checkpoint_bytes(model, optimizer, save_only_model=True)
 
 
 def check_disk(model: nn.Module, args: PreferenceConfig, saves: int) -> None:
     """Raise UserError if the disk of the output folder is too small for the checkpoints to come."""
     needed = needed_bytes(model, args, saves)
-    free = shutil.disk_usage(args.output_dir).free
+    free = shutil.disk_usage(args.folder).free
     already = sum(
-        path.stat().st_size
-        for path in Path(args.output_dir).glob("checkpoint-*/*")
-        if path.is_file()
+        path.stat().st_size for path in args.folder.glob("checkpoint-*/*") if path.is_file()
     )
     if needed > free + already:
         raise UserError(

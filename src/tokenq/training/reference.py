@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenq.errors import UserError
@@ -17,7 +17,7 @@ from tokenq.models.reference_cache import ReferenceCache
 from tokenq.training.config import PreferenceConfig, fsdp_requested
 
 Ids = list[int]
-Scorer = nn.Module | AdapterOff
+Scorer = PreTrainedModel | PeftModel | AdapterOff
 
 
 class Reference(Protocol):
@@ -130,7 +130,8 @@ def _scorer(
     if isinstance(given, AdapterOff):
         return given, False
     if given is not None:
-        return _frozen(given.to(args.device)), False
+        place: Any = given.to  # its annotation knows the model's own type only
+        return _frozen(place(args.device)), False
     if not isinstance(policy, PeftModel):
         return policy, True
     off = AdapterOff(policy)
@@ -142,7 +143,7 @@ def _scorer(
     )
 
 
-def _frozen(model: nn.Module) -> nn.Module:
+def _frozen(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     model.eval()
     model.requires_grad_(False)
     return model

@@ -32,7 +32,7 @@ def run(
 
     Raises UserError for anything that can be known to be wrong, before the model is loaded.
     """
-    folder = Path(config.output_dir)
+    folder = config.folder
     name = _required("model_name_or_path", model.model_name_or_path)
     mixture = Mixture.from_config(config)
     check_writable(folder)
@@ -50,9 +50,9 @@ def run(
     state = PartialState()
     if state.is_main_process:
         _report(splits, folder)
-        facts = {"command": command, "data": {n: s.fingerprint for n, s in splits.items()}}
-        _refuse_other_data(folder, facts["data"], checkpoint, config)
-        record.claim(folder, settings, facts)
+        content = {split: prepared.fingerprint for split, prepared in splits.items()}
+        _refuse_other_data(folder, content, checkpoint, config)
+        record.claim(folder, settings, {"command": command, "data": content})
     state.wait_for_everyone()
     config.model_init_kwargs = _model_options(model, config)
     trainer = PreferenceTrainer(
@@ -117,7 +117,7 @@ def _rows(data: DataArguments, config: PreferenceConfig, mixture: Mixture) -> di
         wanted["evaluation"] = (evaluation, data.dataset_test_split or "test")
     rows = {}
     for name, (place, split) in wanted.items():
-        rejects = Path(config.output_dir) / f"rejects-{name}.jsonl" if data.skip_bad_rows else None
+        rejects = config.folder / f"rejects-{name}.jsonl" if data.skip_bad_rows else None
         loaded = load_rows(
             place,
             split=split,
@@ -176,7 +176,7 @@ def _adapter(model: ModelArguments) -> PeftConfig | None:
 def _finish(trainer: PreferenceTrainer, metrics: dict[str, float]) -> None:
     """Save the final model, the log and the metrics."""
     trainer.save_model()
-    folder = Path(trainer.args.output_dir)
+    folder = trainer.args.folder
     if trainer.is_world_process_zero():
         with atomic_file(folder / checkpoints.STATE_FILE) as path:
             trainer.state.save_to_json(str(path))

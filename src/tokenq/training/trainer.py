@@ -4,48 +4,37 @@ It knows no algorithm by name. What differs from the parent: which process sees 
 forward, the exact combination of parts, the metrics, and checkpoints that are whole or absent.
 """
 
-import copy
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
 )
-from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import (
     EvalLoopOutput,
-    TrainOutput,
     has_length,
-    rotate_checkpoints,
 )
 
 from tokenq.allocator import keep_freed_memory
 from tokenq.errors import UserError
 from tokenq.models.forward import compile_layers, enable_packed
-from tokenq.models.loading import disable_dropout, load_policy, load_tokenizer
+from tokenq.models.loading import load_tokenizer
 from tokenq.models.packing import Pack, pack_trees
-from tokenq.models.reference import AdapterOff, ReferenceIdentity
-from tokenq.training import checkpoints, failures
+from tokenq.models.reference import AdapterOff
+from tokenq.training import failures
 from tokenq.training.batches import (
     VIEWS,
     Batch,
@@ -55,14 +44,16 @@ from tokenq.training.batches import (
     micro_batches,
     shape_of,
 )
-from tokenq.training.card import CARD_FILE, model_card
+from tokenq.training.card import model_card
 from tokenq.training.config import PreferenceConfig, fsdp_requested
 from tokenq.training.dataset import Split, prepare_split
 from tokenq.training.metrics import MetricWindow, means, merge
 from tokenq.training.mixture import Mixture
-from tokenq.training.preflight import check_disk, check_writable
-from tokenq.training.reference import Reference, open_reference
+from tokenq.training.policy import name_of, trainable_policy
+from tokenq.training.preflight import check_writable
+from tokenq.training.reference import open_reference
 from tokenq.training.sampling import EpochDataLoader, GlobalBatchSampler
+from tokenq.training.saving import RestoreProgress, ResumableTrainer
 
 Source = Any
 """Rows in any form that `prepare_split` reads."""
@@ -84,7 +75,7 @@ class StepPart:
     tokens: int
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(ResumableTrainer):
     """Train a causal language model with the objectives named in `args.loss_type`.
 
     Args:
@@ -106,6 +97,7 @@ class PreferenceTrainer(Trainer):
     """
 
     _tag_names = ("tokenq", "preference-optimization")
+    _matmul_parameters: int | None = None
     args: PreferenceConfig
 
     def __init__(
@@ -124,17 +116,17 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         args = args or PreferenceConfig(output_dir="trainer_output")
         self.mixture = Mixture.from_config(args)
-        check_writable(Path(args.output_dir))
+        check_writable(args.folder)
         if processing_class is None:
-            processing_class = load_tokenizer(_name_of(model))
+            processing_class = load_tokenizer(name_of(model))
         self._tokenizer = processing_class
         # The data before the model: what is wrong with it is then known within seconds.
         with args.main_process_first(desc="preparing the data"):
             self.splits = _splits(train_dataset, eval_dataset, processing_class, args, self.mixture)
-        self.model_name = model_name or _name_of(model)
+        self.model_name = model_name or name_of(model)
         self.card_notes = dict(card_notes or {})
-        policy = _policy(model, args, peft_config)
-        self.reference: Reference | None = None
+        policy = trainable_policy(model, args, peft_config)
+        self.reference = None
         if self.mixture.needs_reference:
             self.reference = open_reference(policy, ref_model, peft_config is not None, args)
         if args.early_stopping_patience is not None:
@@ -150,7 +142,8 @@ class PreferenceTrainer(Trainer):
         super().__init__(
             model=policy,
             args=args,
-            data_collator=Collator(()),
+            # Unused: every loader has the collator of its own set.
+            data_collator=Collator(()),  # type: ignore[arg-type]
             train_dataset=self.splits["train"].dataset if "train" in self.splits else None,
             eval_dataset=evaluation.get("", evaluation) or None,
             processing_class=processing_class,
@@ -158,13 +151,10 @@ class PreferenceTrainer(Trainer):
             optimizers=optimizers,
         )
         self.loss_is_scaled_for_ga = True
-        self._window = MetricWindow()
-        self._traces: list[failures.Trace] = []
-        self._progress: checkpoints.Progress | None = None
-        self._seconds_before, self._session_start = 0.0, time.time()
-        self._stopped_early = False
+        self.window = MetricWindow()
+        self.traces: list[failures.Trace] = []
         self._filler = pack_trees([[0]], [[0]], token_budget=2)[0].to(args.device)
-        self.add_callback(_RestoreProgress(self))
+        self.add_callback(RestoreProgress(self))
         if self.reference is not None:
             for split in self.splits.values():
                 self._fill_reference(split)
@@ -262,15 +252,15 @@ class PreferenceTrainer(Trainer):
             for term in self.mixture.terms
         ]
         tokens = [batch.num_tokens for batch in batches]
-        counted = self._all_processes([drawn, *weights, *tokens, *map(len, micro)])
+        counted = self.all_processes([drawn, *weights, *tokens, *map(len, micro)])
         if not counted[:, 0].any():
             return [], None
         terms = len(weights)
         totals = tuple(counted[:, 1 : 1 + terms].sum(0).tolist())
         part_tokens = counted[:, 1 + terms : 1 + terms + num_batches].sum(0).long().tolist()
         rounds = counted[:, 1 + terms + num_batches :].amax(0).long().tolist()
-        self._traces = []
-        self._window.begin_step()
+        self.traces = []
+        self.window.begin_step()
         parts = [
             StepPart(micro[i], max(1, rounds[i]), totals, part_tokens[i])
             for i in range(num_batches)
@@ -280,15 +270,7 @@ class PreferenceTrainer(Trainer):
     def _weight(self, objective: Any, shape: Sides) -> float:
         return float(objective.weight(VIEWS[objective.kind](shape, None)))
 
-    def _all_processes(self, values: list[float]) -> Tensor:
-        """Return the [processes, n] values of every process."""
-        local = torch.tensor(values, dtype=torch.float64)
-        if self.args.world_size == 1:
-            return local[None]
-        on_device = local.to(self.args.device)
-        return self.accelerator.gather(on_device[None]).cpu()
-
-    def training_step(
+    def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: StepPart, num_items_in_batch: Any = None
     ) -> Tensor:
         """Forward and backward of one part; returns its share of the global mean (times processes).
@@ -297,8 +279,7 @@ class PreferenceTrainer(Trainer):
         the factor of the number of processes; their sum is the gradient of the global mean.
         """
         model.train()
-        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
-            self.optimizer.train()
+        self._optimizer_mode("train")
         total = torch.zeros((), device=self.args.device)
         for i in range(inputs.rounds):
             with self._gradient_sync(model, last=i == inputs.rounds - 1):
@@ -310,6 +291,12 @@ class PreferenceTrainer(Trainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def _optimizer_mode(self, mode: str) -> None:
+        # Schedule-free optimisers keep two sets of weights, one to train and one to evaluate.
+        switch = getattr(self.optimizer, mode, None)
+        if callable(switch):
+            switch()
 
     def _gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Let processes exchange gradients once a step, after its last micro-batch."""
@@ -336,8 +323,8 @@ class PreferenceTrainer(Trainer):
             if len(self.mixture.terms) > 1:
                 metrics = {**metrics, f"loss/{term.name}": value}
             for name, metric in metrics.items():
-                self._window.add(name, metric, weight)
-        self._traces.append(failures.Trace(batch.rows, tensors))
+                self.window.add(name, metric, weight)
+        self.traces.append(failures.Trace(batch.rows, tensors))
         return loss
 
     def _sides(self, model: nn.Module, batch: Batch) -> tuple[Sides, Sides | None]:
@@ -355,21 +342,21 @@ class PreferenceTrainer(Trainer):
 
     def _add_token_metrics(self, output: Any, pack: Pack, logps: Sides, count: int) -> None:
         tokens = output.logps.new_tensor(len(output.logps))
-        self._window.add("entropy", output.entropy.mean(), tokens)
+        self.window.add("entropy", output.entropy.mean(), tokens)
         correct = in_flat_order(output.correct, pack)
         chosen = torch.cat(correct[: len(correct) // count]).to(output.logps.dtype)
-        self._window.add("mean_token_accuracy", chosen.mean(), chosen.new_tensor(len(chosen)))
+        self.window.add("mean_token_accuracy", chosen.mean(), chosen.new_tensor(len(chosen)))
         if count == 2:
             for name, values in zip(("chosen", "rejected"), logps.values, strict=True):
                 pairs = values.new_tensor(len(values))
-                self._window.add(f"logps/{name}", values.detach().sum(-1).mean(), pairs)
+                self.window.add(f"logps/{name}", values.detach().sum(-1).mean(), pairs)
 
     def _empty_loss(self, model: nn.Module) -> Tensor:
         """Zero, through the whole model: collective operations need every process to take part."""
         loss: Tensor = model(packed=self._filler).logps.sum() * 0.0
         return loss
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self,
         model: nn.Module,
         inputs: Batch,
@@ -379,15 +366,16 @@ class PreferenceTrainer(Trainer):
         """Return the loss of one :class:`Batch` by itself (mean over its own terms)."""
         shape = shape_of(inputs)
         totals = tuple(self._weight(term.objective, shape) for term in self.mixture.terms)
-        self._window.begin_step()
+        self.window.begin_step()
         parts = micro_batches(inputs, self.args.token_budget)
         loss = torch.stack([self._micro_loss(model, part, totals) for part in parts]).sum()
         return (loss, {}) if return_outputs else loss
 
-    def floating_point_ops(self, inputs: StepPart) -> int:
+    def floating_point_ops(self, inputs: StepPart) -> int:  # type: ignore[override]
         """Matrix-multiplication operations of the packed tokens: 6 a parameter and token."""
-        if not hasattr(self, "_matmul_parameters"):
-            self._matmul_parameters = sum(p.numel() for p in self.model.parameters() if p.ndim > 1)
+        if self._matmul_parameters is None:
+            matrices = [p for p in cast(nn.Module, self.model).parameters() if p.ndim > 1]
+            self._matmul_parameters = sum(p.numel() for p in matrices)
         packed = sum(
             len(prompt) + sum(map(len, answers))
             for batch in inputs.micro
@@ -398,57 +386,12 @@ class PreferenceTrainer(Trainer):
     def _track_num_input_tokens(self, inputs: StepPart) -> None:
         self.state.num_input_tokens_seen += inputs.tokens
 
-    # ---- Losses and gradients that are not finite ----
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        self.accelerator.unscale_gradients()
-        norm = self._finite_grad_norm(model)
-        gradients = [p for p in model.parameters() if p.grad is not None]
-        torch.nn.utils.clip_grads_with_norm_(gradients, self.args.max_grad_norm, norm)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        if grad_norm is not None:
-            return grad_norm
-        norm = self._finite_grad_norm(model)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-    def _finite_grad_norm(self, model: nn.Module) -> Tensor:
-        """Return the norm of the unchanged gradients; raises UserError if it is not finite."""
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        # With fp16 an overflow is the scaler's business: it skips the step and scales down.
-        if self.accelerator.scaler is None:
-            self._refuse_not_finite(model, whole)
-        return norm
-
-    def _refuse_not_finite(self, model: nn.Module, norm: Tensor) -> None:
-        losses = [
-            value
-            for trace in self._traces
-            for name, value in trace.tensors.items()
-            if name.startswith("loss ")
-        ]
-        healthy = torch.isfinite(torch.stack([norm.detach(), *losses])).all()
-        if self._all_processes([float(healthy)]).all():
-            return
-        found = gather_object([failures.describe(self._traces, model)])
-        blamed = [part for part in found if not part[1] or "gradient of" not in part[1][0]] or found
-        rows = sorted({row for part in blamed for row in part[0]})
-        tensors = sorted({name for part in blamed for name in part[1]})
-        details = {"step": self.state.global_step + 1, "rows": rows, "tensors": tensors}
-        path = Path(self.args.output_dir) / failures.FILE
-        if self.is_world_process_zero():
-            failures.save(path.parent, **details)
-        raise failures.stop(path, **details)
-
     # ---- Metrics ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the window's metrics to a line of training losses, then log as transformers does."""
         if "loss" in logs:
-            logs.update(self._drain(self._window))
+            logs.update(self._drain(self.window))
             logs["num_tokens"] = self.state.num_input_tokens_seen
         super().log(logs, start_time)
 
@@ -468,11 +411,10 @@ class PreferenceTrainer(Trainer):
         """Losses and metrics of an evaluation set: exact means over its rows, each counted once."""
         model = self._model_for_evaluation()
         model.eval()
-        if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
-            self.optimizer.eval()
+        self._optimizer_mode("eval")
         self.callback_handler.eval_dataloader = dataloader
-        training_window, self._window = self._window, MetricWindow()
-        self._window.begin_step()
+        training_window, self.window = self.window, MetricWindow()
+        self.window.begin_step()
         seen = 0
         try:
             with torch.no_grad():
@@ -482,17 +424,19 @@ class PreferenceTrainer(Trainer):
                     self.control = self.callback_handler.on_prediction_step(
                         self.args, self.state, self.control
                     )
-            metrics = self._drain(self._window)
+            metrics = self._drain(self.window)
         finally:
-            self._window, self._traces = training_window, []
+            self.window, self.traces = training_window, []
         # The sum of `weight * loss` over objectives, each an exact mean over its own terms.
         loss = sum(
             term.weight * metrics.pop(f"loss/{i}") for i, term in enumerate(self.mixture.terms)
         )
         metrics["loss"] = float(loss)
-        count = int(self._all_processes([seen])[:, 0].sum())
+        count = int(self.all_processes([seen])[:, 0].sum())
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=prefixed, num_samples=count)
+        return EvalLoopOutput(
+            predictions=np.empty(0), label_ids=None, metrics=prefixed, num_samples=count
+        )
 
     def _model_for_evaluation(self) -> nn.Module:
         if self.accelerator._models:
@@ -504,7 +448,7 @@ class PreferenceTrainer(Trainer):
 
     def _evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         micro = micro_batches(batch, self.args.token_budget)
-        rounds = int(self._all_processes([len(micro)])[:, 0].max())
+        rounds = int(self.all_processes([len(micro)])[:, 0].max())
         for i in range(rounds):
             if i >= len(micro):
                 self._empty_loss(model)
@@ -514,9 +458,9 @@ class PreferenceTrainer(Trainer):
                 view = VIEWS[term.objective.kind](logps, ref_logps)
                 value, metrics = term.objective(view)
                 weight = term.objective.weight(view)
-                self._window.add(f"loss/{number}", value, weight)
+                self.window.add(f"loss/{number}", value, weight)
                 for name, metric in metrics.items():
-                    self._window.add(name, metric, weight)
+                    self.window.add(name, metric, weight)
 
     # ---- The reference ----
 
@@ -530,177 +474,9 @@ class PreferenceTrainer(Trainer):
                 "set precompute_ref_log_probs to false"
             )
 
-    @property
-    def reference_identity(self) -> ReferenceIdentity | None:
-        """Who the reference is, or None if no objective needs one."""
-        return None if self.reference is None else self.reference.identity
-
-    # ---- Training, saving, resuming ----
-
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """Train; with `resume_from_checkpoint`, go on from there as if nothing had happened.
-
-        Raises UserError if the checkpoint was trained against another reference, or if the disk is
-        clearly too small for the checkpoints to come.
-        """
-        if "train" not in self.splits:
-            raise UserError("train_dataset: none was given")
-        output_dir = Path(self.args.output_dir)
-        checkpoint = checkpoints.resolve_resume(resume_from_checkpoint, output_dir)
-        if checkpoint is not None:
-            self._check_same_reference(checkpoint)
-            self._progress = checkpoints.Progress.load(checkpoint)
-        if self.is_world_process_zero():
-            checkpoints.clear_unfinished(output_dir)
-        check_disk(self.model, self.args, self._planned_saves())
-        self._session_start = time.time()
-        return super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
-
-    def _check_same_reference(self, checkpoint: Path) -> None:
-        saved = checkpoint / checkpoints.REFERENCE_FILE
-        if self.reference is not None and saved.is_file():
-            ReferenceIdentity.load(saved).verify(self.reference.identity)
-
-    def _planned_saves(self) -> int:
-        """How many checkpoints the run will write, not counting those deleted on the way."""
-        args = self.args
-        if has_length(self.splits["train"].dataset) and args.max_steps <= 0:
-            per_epoch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            per_epoch = math.ceil(len(self.splits["train"].dataset) / per_epoch)
-            steps = math.ceil(args.num_train_epochs * per_epoch)
-        else:
-            per_epoch = steps = args.max_steps
-        every = {"steps": args.save_steps, "epoch": per_epoch, "best": args.eval_steps or steps}
-        interval = every.get(str(args.save_strategy.value))
-        if interval is None:
-            return 0
-        interval = interval * steps if interval < 1 else interval
-        return math.ceil(steps / interval)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint under a temporary name and give it its own when all of it is there."""
-        self.store_flos()
-        step = self.state.global_step
-        output_dir = Path(self.args.output_dir)
-        staging = checkpoints.staging_folder(output_dir, step)
-        final = output_dir / f"checkpoint-{step}"
-        self.save_model(str(staging), _internal_call=True)
-        if not self.args.save_only_model:
-            self._save_optimizer_and_scheduler(str(staging))
-            self._save_scaler(str(staging))
-            self._save_rng_state(str(staging))
-        if self.state.best_global_step == step:
-            self.state.best_model_checkpoint = str(final)
-        progress = self._current_progress()
-        if self.args.should_save:
-            self._export_callback_states()
-            self.state.save_to_json(str(staging / checkpoints.STATE_FILE))
-            progress.save(staging)
-            self._save_provenance(staging)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.publish(staging, final)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(output_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-
-    def _export_callback_states(self) -> None:
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-
-    def _current_progress(self) -> checkpoints.Progress:
-        loss_sum = self._all_processes([float(self._tr_loss)])[:, 0].mean()
-        return checkpoints.Progress(
-            loss_sum=float(loss_sum),
-            total=self._total_loss_scalar,
-            logged_step=self._globalstep_last_logged,
-            seconds=self._seconds_before + time.time() - self._session_start,
-            stopped_early=self.control.should_training_stop
-            and self.state.global_step < self.state.max_steps,
-            metrics=merge(gather_object([self._window.cells()])),
-        )
-
-    def restore_progress(self) -> None:
-        """Put the log window back to where the checkpoint was taken."""
-        if self._progress is None:
-            return
-        progress, self._progress = self._progress, None
-        self._tr_loss = torch.tensor(progress.loss_sum, device=self.args.device)
-        self._total_loss_scalar = progress.total
-        self._globalstep_last_logged = progress.logged_step
-        # Means and rates of the whole run, not of this session.
-        self._initial_global_step = 0
-        self._seconds_before = progress.seconds
-        self._stopped_early = progress.stopped_early
-        if self.is_world_process_zero():
-            self._window.restore(progress.metrics)
-
-    def _run_epoch(self, *args: Any, **options: Any) -> None:
-        # Without this, a run resumed from its very last checkpoint would take one step too many.
-        if self._stopped_early or self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **options)
-
-    def _finalize_training(
-        self, trial: Any, num_train_samples: float, start_time: float
-    ) -> TrainOutput:
-        return super()._finalize_training(
-            trial, num_train_samples, start_time - self._seconds_before
-        )
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, tokenizer, reference identity and card; every file is whole or absent."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
-            return
-        final = Path(output_dir or self.args.output_dir)
-        staging = final / ".final.part"
-        super().save_model(str(staging), _internal_call=True)
-        if self.args.should_save:
-            self._save_provenance(staging)
-            checkpoints.publish_files(staging, final)
-        self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def _save_provenance(self, folder: Path) -> None:
-        if self.reference is not None:
-            self.reference.identity.save(folder / checkpoints.REFERENCE_FILE)
-        card = model_card(self)
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-
-
-class _RestoreProgress(TrainerCallback):
-    """Calls the trainer back once transformers has set its counters to zero."""
-
-    def __init__(self, trainer: PreferenceTrainer) -> None:
-        self._restore: Callable[[], None] = trainer.restore_progress
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._restore()
-
-
-def _name_of(model: Any) -> str:
-    if isinstance(model, str | Path):
-        return str(model)
-    if isinstance(model, PeftModel):
-        return model.get_base_model().config._name_or_path or ""
-    return model.config._name_or_path or ""
+    def model_card(self) -> str:
+        """See :func:`tokenq.training.card.model_card`."""
+        return model_card(self)
 
 
 def _splits(
@@ -718,33 +494,3 @@ def _splits(
         for name, source in named.items()
         if source is not None
     }
-
-
-def _policy(
-    model: PreTrainedModel | PeftModel | str | Path,
-    args: PreferenceConfig,
-    peft_config: PeftConfig | None,
-) -> PreTrainedModel | PeftModel:
-    """Load the policy if it is a name, and add the adapter."""
-    if isinstance(model, str | Path):
-        options = dict(args.model_init_kwargs or {})
-        dtype = options.pop("dtype", "float32")
-        model = load_policy(
-            model,
-            dtype=dtype,
-            device="cpu" if fsdp_requested(args) else args.device,
-            revision=options.pop("revision", None),
-            trust_remote_code=options.pop("trust_remote_code", False),
-            model_init_kwargs=options,
-        )
-    if args.disable_dropout:
-        disable_dropout(model)
-    if peft_config is None:
-        return model
-    if isinstance(model, PeftModel):
-        raise UserError("peft_config: the model already has an adapter; merge it first or leave it")
-    if peft_config.is_prompt_learning:
-        raise UserError(f"peft_config: {peft_config.peft_type.value} adds virtual tokens; use LoRA")
-    set_seed(args.seed)  # the adapter's first weights must not depend on what was drawn before
-    # PEFT writes what it found out into the configuration; the caller's stays as it was.
-    return get_peft_model(model, copy.deepcopy(peft_config))
