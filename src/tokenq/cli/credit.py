@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tokenq.cli.arguments import (
+    HelpFormatter,
+    add_model_arguments,
+    count_rows,
+    load_models,
+    progress_bar,
+)
 from tokenq.errors import UserError
 
 if TYPE_CHECKING:
     from tokenq.credit.dataset import CreditOptions, CreditRun
     from tokenq.data.loading import Rows
     from tokenq.models.pair import Pair
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults there are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
 
 
 def main(argv: list[str]) -> int:
@@ -42,16 +39,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="tokenq credit",
         description="Show which tokens of given responses a policy likes and blames, measured "
         "against its reference: beta * (log pi - log pi_ref) of each token, in nats times beta.",
-        formatter_class=_Help,
+        formatter_class=HelpFormatter,
     )
-    models = parser.add_argument_group("models: a hub name, a folder, or bundled:NAME")
-    models.add_argument("--policy", required=True, help="the trained model, or a PEFT adapter")
-    models.add_argument(
-        "--reference", help="what its training started from; an adapter's base if left out"
-    )
-    models.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0")
-    models.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-
+    add_model_arguments(parser)
     data = parser.add_argument_group("a data set")
     data.add_argument(
         "--data", help=".jsonl, .json, .csv, .parquet, a folder, a hub name, bundled:NAME"
@@ -122,7 +112,7 @@ def _credit_rows(arguments: argparse.Namespace) -> None:
         limit=arguments.limit,
         rejects=rejects,
     )
-    pair = _load(arguments, console)
+    pair = load_models(arguments, console)
     run = _score(pair, rows, arguments.out, options, console)
     _write(run, rows, arguments, time.perf_counter() - started)
     _show(run, arguments, console)
@@ -142,7 +132,7 @@ def _credit_one(arguments: argparse.Namespace) -> None:
     prompt = arguments.prompt
     if arguments.chat:
         prompt = [{"role": "user", "content": prompt}]
-    reading = credit(_load(arguments, console), prompt, arguments.response, arguments.beta)
+    reading = credit(load_models(arguments, console), prompt, arguments.response, arguments.beta)
     record = reading.to_dict(
         alternatives=arguments.alternatives, min_probability=arguments.min_probability
     )
@@ -162,26 +152,13 @@ def _options(arguments: argparse.Namespace) -> "CreditOptions":
     )
 
 
-def _load(arguments: argparse.Namespace, console: Console) -> "Pair":
-    from tokenq.credit.vocabulary import reference_of
-    from tokenq.models.pair import load_pair
-
-    with console.status("Loading models"):
-        pair = load_pair(
-            arguments.policy, arguments.reference, device=arguments.device, dtype=arguments.dtype
-        )
-    reference_of(pair)
-    return pair
-
-
 def _score(
     pair: "Pair", rows: "Rows", out: Path, options: "CreditOptions", console: Console
 ) -> "CreditRun":
     from tokenq.credit.dataset import credit_dataset
 
-    columns = (TextColumn("Scoring rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=_count(rows))
+    with progress_bar("Scoring rows", console) as progress:
+        task = progress.add_task("", total=count_rows(rows))
         return credit_dataset(
             pair, rows, out, options, on_progress=lambda count: progress.advance(task, count)
         )
@@ -231,10 +208,3 @@ def _show(run: "CreditRun", arguments: argparse.Namespace, console: Console) -> 
     for reason, count in summary.skipped.items():
         console.print(f"{count} skipped: {reason}", markup=False)
     console.print(f"page: {arguments.out / 'index.html'}", markup=False, soft_wrap=True)
-
-
-def _count(rows: "Rows") -> int | None:
-    """Number of rows, where it is known before they are read."""
-    from datasets import Dataset
-
-    return len(rows.dataset) if isinstance(rows.dataset, Dataset) else None

@@ -1,0 +1,57 @@
+"""Arguments that several commands share, and what they load."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from tokenq.data.loading import Rows
+    from tokenq.models.pair import Pair
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add policy, reference, and where and how to hold them."""
+    models = parser.add_argument_group("models: a hub name, a folder, or bundled:NAME")
+    models.add_argument("--policy", required=True, help="the trained model, or a PEFT adapter")
+    models.add_argument(
+        "--reference", help="what its training started from; an adapter's base if left out"
+    )
+    models.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0")
+    models.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+
+
+def load_models(arguments: argparse.Namespace, console: Console) -> "Pair":
+    """Load what :func:`add_model_arguments` names. Raises UserError if there is no reference."""
+    from tokenq.credit.vocabulary import reference_of
+    from tokenq.models.pair import load_pair
+
+    with console.status("Loading models"):
+        pair = load_pair(
+            arguments.policy, arguments.reference, device=arguments.device, dtype=arguments.dtype
+        )
+    reference_of(pair)
+    return pair
+
+
+def progress_bar(title: str, console: Console) -> Progress:
+    """A bar with counts and the time left, gone once it is done."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def count_rows(rows: "Rows") -> int | None:
+    """Number of rows, where it is known before they are read."""
+    from datasets import Dataset
+
+    return len(rows.dataset) if isinstance(rows.dataset, Dataset) else None
