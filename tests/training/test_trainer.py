@@ -331,3 +331,46 @@ def test_data_without_pairs_is_refused_before_the_model_loads(tmp_path: Path) ->
             train_dataset=rows,
             processing_class=tiny_tokenizer(),
         )
+
+
+def test_rows_longer_than_the_model_are_refused_before_it_loads(tmp_path: Path) -> None:
+    base = save_model(tmp_path / "base", tiny_gpt2())
+    (base / "model.safetensors").write_bytes(b"not read")
+    rows = tokenised(3).map(lambda row: {"chosen_ids": [5] * 300})
+    with pytest.raises(UserError, match=r"tokens, but the model has 256 positions"):
+        PreferenceTrainer(base, args=config(tmp_path / "out"), train_dataset=rows)
+
+
+def test_trackers_of_transformers_get_the_metrics(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trained(tmp_path, report_to=["tensorboard"], max_steps=2)
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    accumulator = events.EventAccumulator(str(file.parent))
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    assert {"train/rewards/margins", "train/logps/chosen", "train/loss"} <= set(tags)
+
+
+def test_an_early_stop_is_kept_by_its_checkpoint(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "eval_rows": tokenised(6, seed=5),
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "early_stopping_patience": 2,
+        "max_steps": 60,
+        "learning_rate": 0.3,
+    }
+    first = trained(tmp_path, **options)
+    stopped = first.state.global_step
+    assert stopped < 60
+    again = PreferenceTrainer(
+        tiny_llama(),
+        args=config(tmp_path, **{k: v for k, v in options.items() if k != "eval_rows"}),
+        train_dataset=tokenised(22),
+        eval_dataset=tokenised(6, seed=5),
+        processing_class=tiny_tokenizer(),
+    )
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == stopped

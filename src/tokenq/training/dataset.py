@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+from pyarrow import compute
 from transformers import PreTrainedTokenizerBase
 
 from tokenq.data import PreparationReport, Prepared, Rows, load_rows, prepare
@@ -81,6 +82,21 @@ def prepare_split(
         fingerprint=dataset._fingerprint if prepared is None else prepared.fingerprint,
         report=None if prepared is None else prepared.report,
     )
+
+
+def check_lengths(split: Split, positions: int | None) -> None:
+    """Raise UserError if a row is longer than the model has positions."""
+    if positions is None or not isinstance(split.dataset, datasets.Dataset):
+        return
+    columns = ["prompt_ids", *split.columns]
+    table = split.dataset.select_columns(columns).with_format("arrow")[:]
+    prompt, *answers = (compute.list_value_length(table[name]) for name in columns)
+    longest = max(compute.max(compute.add(prompt, answer)).as_py() for answer in answers)
+    if longest > positions:
+        raise UserError(
+            f"{split.source}: a row has {longest} tokens, but the model has {positions} positions "
+            f"(max_position_embeddings); set max_length to {positions} or less"
+        )
 
 
 def _tokenised_kind(dataset: Any, name: str) -> str:

@@ -8,6 +8,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, set_seed
 
 from tokenq.errors import UserError
+from tokenq.models.checkpoint import inspect
 from tokenq.models.loading import disable_dropout, load_policy
 from tokenq.training.config import PreferenceConfig, fsdp_requested
 
@@ -18,6 +19,22 @@ def name_of(model: Any) -> str:
         return str(model)
     loaded: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return str(loaded.config._name_or_path or "")
+
+
+def positions_of(model: Any, args: PreferenceConfig) -> int | None:
+    """Most tokens that a model, loaded or named, can look at; None if it does not say."""
+    options = cast(dict[str, Any], args.model_init_kwargs or {})
+    if isinstance(model, str | Path):
+        config = inspect(
+            model,
+            revision=options.get("revision"),
+            trust_remote_code=options.get("trust_remote_code", False),
+        ).config
+    else:
+        config = model.config
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions: int | None = options.get("max_position_embeddings", stated)
+    return positions
 
 
 def trainable_policy(

@@ -110,7 +110,7 @@ def _refuse_other_data(
 def _rows(data: DataArguments, config: PreferenceConfig, mixture: Mixture) -> dict[str, Rows]:
     source = _required("dataset_name", data.dataset_name)
     wanted = {"train": (source, data.dataset_train_split)}
-    if config.eval_strategy != IntervalStrategy.NO or data.dataset_test_split:
+    if config.eval_strategy != IntervalStrategy.NO:
         evaluation = data.eval_dataset_name or source
         if evaluation == source and data.dataset_test_split is None and Path(source).is_file():
             raise UserError("eval_strategy: needs rows to evaluate on, set eval_dataset_name")

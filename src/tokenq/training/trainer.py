@@ -46,10 +46,10 @@ from tokenq.training.batches import (
 )
 from tokenq.training.card import model_card
 from tokenq.training.config import PreferenceConfig, fsdp_requested
-from tokenq.training.dataset import Split, prepare_split
+from tokenq.training.dataset import Split, check_lengths, prepare_split
 from tokenq.training.metrics import MetricWindow, means, merge
 from tokenq.training.mixture import Mixture
-from tokenq.training.policy import name_of, trainable_policy
+from tokenq.training.policy import name_of, positions_of, trainable_policy
 from tokenq.training.preflight import check_writable
 from tokenq.training.reference import open_reference
 from tokenq.training.sampling import EpochDataLoader, GlobalBatchSampler
@@ -123,6 +123,8 @@ class PreferenceTrainer(ResumableTrainer):
         # The data before the model: what is wrong with it is then known within seconds.
         with args.main_process_first(desc="preparing the data"):
             self.splits = _splits(train_dataset, eval_dataset, processing_class, args, self.mixture)
+        for split in self.splits.values():
+            check_lengths(split, positions_of(model, args))
         self.model_name = model_name or name_of(model)
         self.card_notes = dict(card_notes or {})
         policy = trainable_policy(model, args, peft_config)
