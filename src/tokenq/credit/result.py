@@ -14,6 +14,7 @@ from tokenq.credit.vocabulary import Alternative, VocabularyReader
 from tokenq.data.formats import Messages
 
 _DECIMALS = 6
+_PLAUSIBLE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +156,8 @@ class Credit:
         # The page is made in the next room, which must not be needed to compute credit.
         from tokenq.report.html import single_page
 
-        record = self.to_dict(alternatives=3, min_probability=0.01)
-        single_page(record, Path(path))
+        record = self.to_dict(alternatives=3, min_probability=_PLAUSIBLE)
+        single_page(record, Path(path), min_probability=_PLAUSIBLE)
 
     def _reader(self) -> VocabularyReader:
         if self.vocabulary is None:

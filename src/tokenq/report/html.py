@@ -71,11 +71,15 @@ def write_page(
     write_text(path, page)
 
 
-def single_page(record: dict[str, Any], path: Path) -> None:
-    """Write the page of one response, given as `Credit.to_dict(alternatives=...)`."""
+def single_page(record: dict[str, Any], path: Path, *, min_probability: float = 0.0) -> None:
+    """Write the page of one response, given as `Credit.to_dict(alternatives=..., ...)`."""
     row = {"row": 0, "prompt": record["prompt"], "responses": {"response": record}}
     head = PageHead(
-        record["policy"], record["reference"], record["beta"], tokens=len(record["token_ids"])
+        record["policy"],
+        record["reference"],
+        record["beta"],
+        tokens=len(record["token_ids"]),
+        min_probability=min_probability,
     )
     write_page(path, [row], head)
 

@@ -120,10 +120,9 @@
       .sort((a, b) => value(a) - value(b) || a.order - b.order);
     at("direction").textContent = turn > 0 ? "↑" : "↓";
     at("direction").title = turn > 0 ? "lowest first" : "highest first";
-    const held = state.found.indexOf(state.row);
-    state.page = held < 0 ? 0 : Math.floor(held / PAGE);
+    state.page = 0;
     list();
-    if (held < 0 && state.found.length) show(state.found[0]);
+    if (state.found.length) show(state.found[0]);
   }
 
   function list() {
@@ -461,7 +460,6 @@
   }
   const wanted = /row=(\d+)/.exec(location.hash);
   const first = wanted && rows.find((row) => row.row === Number(wanted[1]));
-  if (first) state.row = first;
   refresh();
   if (first) show(first);
   else if (!rows.length) at("detail").append(make("p", "", "No row could be scored."));
