@@ -11,9 +11,11 @@ import tokenq
 import tokenq.credit.dataset as dataset
 from tokenq.credit import credit_dataset
 from tokenq.credit.dataset import CreditOptions
+from tokenq.credit.vocabulary import reference_of
 from tokenq.data.loading import Rows, load_rows
 from tokenq.errors import UserError
 from tokenq.models.pair import Pair, load_pair
+from tokenq.models.reference_cache import ReferenceCache
 
 SENTENCES = [
     " A warm, funny film.",
@@ -72,6 +74,20 @@ def test_a_data_set_is_its_responses_one_by_one(tmp_path: Path, pair: Pair) -> N
     assert run.summary.to_dict()["rewards/margins"] == pytest.approx(
         sum(record["margin"] for record in records) / 9
     )
+
+
+def test_reference_log_probs_come_from_the_shared_cache(tmp_path: Path, pair: Pair) -> None:
+    rows = rows_of(tmp_path, PAIRS)
+    first = credit_dataset(pair, rows, tmp_path / "1", CreditOptions(alternatives=0))
+    cache = ReferenceCache.open(reference_of(pair))
+    assert cache.stats().rows == len({(row["prompt"], row["chosen"]) for row in PAIRS} | {
+        (row["prompt"], row["rejected"]) for row in PAIRS
+    })  # fmt: skip
+    forwards = []
+    reference_of(pair).register_forward_pre_hook(lambda *_: forwards.append(1))
+    second = credit_dataset(pair, rows, tmp_path / "2", CreditOptions(alternatives=0))
+    assert not forwards
+    assert list(first.records()) == list(second.records())
 
 
 def test_without_alternatives_the_numbers_are_the_same(tmp_path: Path, pair: Pair) -> None:
@@ -153,7 +169,7 @@ def test_a_run_that_was_cut_off_continues(
     monkeypatch.setattr(
         dataset,
         "_score",
-        lambda pair, jobs, options: scored.extend(jobs) or score(pair, jobs, options),
+        lambda pair, jobs, options, cache: scored.extend(jobs) or score(pair, jobs, options, cache),
     )
     credit_dataset(pair, rows, tmp_path / "cut", options)
     assert [job.row for job in scored] == list(range(done, 9))

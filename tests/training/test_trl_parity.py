@@ -12,6 +12,7 @@ from tiny_training import pairs, tiny_gpt2, tiny_llama, tiny_tokenizer, write_js
 
 from tokenq.training import PreferenceConfig, PreferenceTrainer
 from tokenq.training.batches import Collator
+from tokenq.training.metrics import means, merge
 
 trl = pytest.importorskip("trl")
 
@@ -30,7 +31,7 @@ def ours(folder: Path, rows: list[dict[str, str]], **options: Any) -> tuple[torc
     )
     trainer.model.train()
     batch = Collator(COLUMNS)(list(trainer.splits["train"].dataset))
-    return trainer.compute_loss(trainer.model, batch), trainer.model
+    return trainer.compute_loss(trainer.model, batch), trainer
 
 
 def theirs(folder: Path, rows: list[dict[str, str]], **options: Any) -> tuple[torch.Tensor, Any]:
@@ -55,12 +56,12 @@ def theirs(folder: Path, rows: list[dict[str, str]], **options: Any) -> tuple[to
     )
     trainer.model.train()
     batch = trainer.data_collator(list(trainer.train_dataset))
-    return trainer.compute_loss(trainer.model, batch), trainer.model
+    return trainer.compute_loss(trainer.model, batch), trainer
 
 
-def gradients(loss: torch.Tensor, model: Any) -> dict[str, torch.Tensor]:
+def gradients(loss: torch.Tensor, trainer: Any) -> dict[str, torch.Tensor]:
     loss.backward()
-    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -94,7 +95,12 @@ def test_loss_and_all_gradients(
         )
         for side in (ours, theirs)
     ]
-    (our_loss, _), (their_loss, _) = results
+    (our_loss, our_trainer), (their_loss, their_trainer) = results
+    logged = means(merge([our_trainer.window.cells()]))
+    for name, (value,) in their_trainer._metrics["train"].items():
+        if name in logged:
+            assert logged[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert {"entropy", "mean_token_accuracy", "logps/chosen", "logits/rejected"} <= logged.keys()
     assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-6, abs=1e-6)
     our_gradients, their_gradients = (gradients(*result) for result in results)
     assert our_gradients.keys() == their_gradients.keys()
@@ -105,7 +111,7 @@ def test_loss_and_all_gradients(
 def test_an_adapter_against_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENQ_HOME", str(tmp_path / "home"))
     rows = pairs(6)
-    their_loss, their_model = theirs(
+    their_loss, their_trainer = theirs(
         tmp_path / "theirs",
         rows,
         model=tiny_llama(seed=1),
@@ -114,12 +120,12 @@ def test_an_adapter_against_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyP
         settings={},
     )
     # The adapters start at random values: ours is given theirs.
-    weights = {n: p for n, p in their_model.named_parameters() if "lora" in n}
+    weights = {n: p for n, p in their_trainer.model.named_parameters() if "lora" in n}
     assert weights
-    loss, model = ours_with_adapter(tmp_path / "ours", rows, weights)
+    loss, trainer = ours_with_adapter(tmp_path / "ours", rows, weights)
     assert loss.item() == pytest.approx(their_loss.item(), rel=1e-6)
     assert loss.item() != pytest.approx(0.6931472, abs=1e-3)
-    our_gradients, their_gradients = gradients(loss, model), gradients(their_loss, their_model)
+    our_gradients, their_gradients = gradients(loss, trainer), gradients(their_loss, their_trainer)
     assert our_gradients.keys() == their_gradients.keys()
     assert_close(our_gradients, their_gradients)
 
@@ -139,4 +145,4 @@ def ours_with_adapter(
             if name in weights:
                 parameter.copy_(weights[name])
     batch = Collator(COLUMNS)(list(trainer.splits["train"].dataset))
-    return trainer.compute_loss(trainer.model, batch), trainer.model
+    return trainer.compute_loss(trainer.model, batch), trainer

@@ -19,6 +19,7 @@ from tokenq.models.fingerprint import weight_hash
 from tokenq.models.logps import TOKEN_BUDGET, token_logps
 from tokenq.models.pair import Pair
 from tokenq.models.reference import scoring
+from tokenq.models.reference_cache import ReferenceCache
 
 _WINDOW_BUDGETS = 4
 """Token budgets read ahead: rows are packed together with what lies in the same window."""
@@ -108,11 +109,13 @@ def credit_dataset(
     `skip_bad_rows`) a row that cannot be tokenised.
     """
     options = options or CreditOptions()
-    reference_of(pair)
+    cache = ReferenceCache.open(reference_of(pair))
     settings = run_settings(pair, rows, options)
     journal = Journal(Path(out) / "credit.jsonl", settings)
     for window in _windows(_jobs(pair, rows, options, journal.rows), options):
-        scored = iter(_score(pair, [job for job in window if isinstance(job, _Job)], options))
+        scored = iter(
+            _score(pair, [job for job in window if isinstance(job, _Job)], options, cache)
+        )
         journal.append([next(scored) if isinstance(job, _Job) else job for job in window])
         on_progress(len(window))
     journal.finish()
@@ -210,8 +213,14 @@ def _size(job: _Job | dict[str, Any]) -> int:
     return job.size if isinstance(job, _Job) else 1
 
 
-def _score(pair: Pair, jobs: list[_Job], options: CreditOptions) -> list[dict[str, Any]]:
-    """Records of tokenised rows, all responses of the window in common forwards."""
+def _score(
+    pair: Pair, jobs: list[_Job], options: CreditOptions, cache: ReferenceCache
+) -> list[dict[str, Any]]:
+    """Records of tokenised rows, all responses of the window in common forwards.
+
+    Alternatives need the reference's whole vocabulary; without them its log-probs come from the
+    cache, which training and earlier readings may have filled.
+    """
     encoded = [each for job in jobs for each in job.encoded.values()]
     if not encoded:
         return []
@@ -231,13 +240,10 @@ def _score(pair: Pair, jobs: list[_Job], options: CreditOptions) -> list[dict[st
         scores = [(each.logps, each.ref_logps) for each in surveys]
         listed = [each.alternatives for each in surveys]
     else:
-        sides = []
-        for side in (pair.policy, reference_of(pair)):
-            with scoring(side) as model:
-                sides.append(
-                    token_logps(model, prompts, responses, token_budget=options.token_budget)
-                )
-        scores = list(zip(*sides, strict=True))
+        with scoring(pair.policy) as policy:
+            logps = token_logps(policy, prompts, responses, token_budget=options.token_budget)
+        cache.fill(prompts, responses, token_budget=options.token_budget, progress=False)
+        scores = list(zip(logps, cache.lookup(prompts, responses), strict=True))
         listed = [None] * len(encoded)
     each_response = iter(zip(encoded, scores, listed, strict=True))
     return [_record(pair, job, each_response, options.beta) for job in jobs]

@@ -349,9 +349,15 @@ class PreferenceTrainer(ResumableTrainer):
         chosen = torch.cat(correct[: len(correct) // count]).to(output.logps.dtype)
         self.window.add("mean_token_accuracy", chosen.mean(), chosen.new_tensor(len(chosen)))
         if count == 2:
-            for name, values in zip(("chosen", "rejected"), logps.values, strict=True):
-                pairs = values.new_tensor(len(values))
+            logits = in_flat_order(output.logits, pack)
+            half = len(logits) // 2
+            sides = zip(
+                ("chosen", "rejected"), logps.values, (logits[:half], logits[half:]), strict=True
+            )
+            for name, values, means in sides:
+                pairs, each = values.new_tensor(len(values)), torch.cat(means)
                 self.window.add(f"logps/{name}", values.detach().sum(-1).mean(), pairs)
+                self.window.add(f"logits/{name}", each.mean(), each.new_tensor(len(each)))
 
     def _empty_loss(self, model: nn.Module) -> Tensor:
         """Zero, through the whole model: collective operations need every process to take part."""
