@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all results")
     parser.add_argument("--seed", type=int, default=0, help="draws pairs, order, first weights")
-    parser.add_argument("--pairs", type=int, help="training pairs (by default 384, quick 48)")
+    parser.add_argument("--pairs", type=int, help="training pairs (by default 512, quick 48)")
     parser.add_argument(
         "--quick", action="store_true", help="much less of all, to see that it works; poor results"
     )

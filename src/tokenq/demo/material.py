@@ -1,6 +1,7 @@
 """What the demonstration reads: training pairs, test pairs and word valences, as files and rows."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,11 +33,12 @@ class Material:
 def gather(folder: Path, settings: DemoSettings) -> Material:
     """Load the bundled data (fetched at first use) and write both sets of pairs to `folder`."""
     pairs = film_reviews.load("train", settings.train_options())
-    short = [row for row in pairs if max(map(_length, answers(row))) <= settings.max_words]
+    longest = math.inf if settings.max_words is None else settings.max_words
+    short = [row for row in pairs if max(map(_length, answers(row))) <= longest]
     if len(short) < settings.pairs:
         raise UserError(
-            f"pairs is {settings.pairs}; accepted: at most {len(short)}, the number of training "
-            f"pairs with up to {settings.max_words} words and a gap of {settings.gap:g}"
+            f"pairs is {settings.pairs}; accepted: at most {len(short)}, all training pairs of "
+            "these settings"
         )
     test = film_reviews.load("test", settings.held_out_options())
     texts = (each.text for each in film_reviews.snippets().kept if each.split == "train")

@@ -21,7 +21,7 @@ class DemoSettings:
     pairs:         training pairs
     gap:           least difference of the two mean ratings of a training pair. A wide gap, for a
                    clear lesson from few pairs
-    max_words:     longest text of a training pair, in words; short ones train faster
+    max_words:     longest text of a training pair, in words; None: any length
     held_out:      test pairs, whose texts no training pair holds
     held_out_gap:  the same of a test pair. Narrower: test pairs are harder than training pairs
     learning_rate: peak, of AdamW with cosine decay
@@ -32,10 +32,10 @@ class DemoSettings:
     seed:          draws pairs, their order and the adapter's first weights
     """
 
-    pairs: int = 384
-    gap: float = 2.5
-    max_words: int = 18
-    held_out: int = 240
+    pairs: int = 512
+    gap: float = 2.0
+    max_words: int | None = None
+    held_out: int = 300
     held_out_gap: float = 1.0
     learning_rate: float = 5e-4
     lora_r: int = 16

@@ -74,6 +74,10 @@ def _word_table(results: Results) -> Table:
         title += f", {results.unseen.words} of them in no training pair"
         shown["new words"] = results.unseen
     table = Table(title=title, box=None, pad_edge=False)
+    table.caption = (
+        f"{results.words.occurrences} places; words with {results.words.min_occurrences} or more; "
+        "intervals by bootstrap over words"
+    )
     table.add_column("mean over a word's places")
     for name in shown:
         table.add_column(name, justify="right")
