@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from tokenq.cli.main import main
 from tokenq.data.film_snippets import SnippetTable
 from tokenq.data.lexicon import LexiconEntry
-from tokenq.demo.material import answers
+from tokenq.demo.material import answers, gather
 from tokenq.demo.settings import QUICK, DemoSettings, claim
 from tokenq.demo.words import REWARD, words_of
 from tokenq.errors import UserError
@@ -200,3 +200,9 @@ def test_settings_claim_a_folder(tmp_path: Path) -> None:
         claim(tmp_path, DemoSettings())
     with pytest.raises(UserError, match="pairs is 0; accepted: a number above 0"):
         DemoSettings(pairs=0)
+
+
+def test_more_pairs_than_there_are_is_refused(film_snippets: SnippetTable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pairs is 99999; accepted: at most [0-9]+"):
+        gather(tmp_path, DemoSettings(pairs=99999))
+    assert not list(tmp_path.iterdir())
