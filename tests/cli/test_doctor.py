@@ -55,12 +55,6 @@ def test_tables_name_every_fact(home: Path, capsys: pytest.CaptureFixture[str]) 
         assert f" {name} " in out
 
 
-def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        doctor.main(["--jsn"])
-    assert exit_.value.code == 2
-
-
 def test_cache_contents_leave_out_locks_and_unfinished_files(home: Path) -> None:
     model = home / "models" / "tiny-model"
     model.mkdir(parents=True)

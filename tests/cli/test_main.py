@@ -48,6 +48,28 @@ def test_no_arguments_shows_the_usage_as_an_error(capsys: pytest.CaptureFixture[
     assert captured.err.startswith("usage: tokenq")
 
 
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["doctor", "--jsn"], "--jsn"),
+        (["credit", "--data", "rows.jsonl"], "--policy"),
+        (["credit", "--policy", "p", "--beta", "much"], "--beta"),
+        (["credit", "--policy", "p", "--alternative", "3"], "--alternative"),
+        (["eval", "--policy", "p", "--out", "o"], "--data"),
+        (["train", "--lerning_rate", "1"], "--lerning_rate"),
+    ],
+)
+def test_wrong_arguments_take_one_line(
+    argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert named in captured.err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"tokenq {__version__}\n"

@@ -1,14 +1,32 @@
 """Arguments that several commands share, and what they load."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tokenq.errors import UserError
+
 if TYPE_CHECKING:
     from tokenq.data.loading import Rows
     from tokenq.models.pair import Pair
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command: options in full, and UserError for what does not fit them."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"tokenq {command}",
+            description=description,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage, which would bury the one line that matters."""
+        raise UserError(f"{' '.join(message.split())}; {self.prog} --help lists the options")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tokenq.cli.arguments import (
-    HelpFormatter,
+    CommandParser,
     add_model_arguments,
     count_rows,
     load_models,
@@ -35,11 +35,10 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenq credit",
-        description="Show which tokens of given responses a policy likes and blames, measured "
-        "against its reference: beta * (log pi - log pi_ref) of each token, in nats times beta.",
-        formatter_class=HelpFormatter,
+    parser = CommandParser(
+        "credit",
+        "Show which tokens of given responses a policy likes and blames, measured against its "
+        "reference: beta * (log pi - log pi_ref) of each token, in nats times beta.",
     )
     add_model_arguments(parser)
     data = parser.add_argument_group("a data set")
@@ -51,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--limit", type=int, help="at most so many rows")
     data.add_argument("--out", type=Path, help="folder for credit.jsonl, index.html, summary.json")
     data.add_argument(
-        "--skip-bad-rows", action="store_true", help="set malformed rows aside in OUT/rejects.jsonl"
+        "--skip_bad_rows",
+        "--skip-bad-rows",
+        action="store_true",
+        help="set malformed rows aside in OUT/rejects.jsonl",
     )
     data.add_argument(
         "--max_length",

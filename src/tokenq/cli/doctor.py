@@ -1,6 +1,5 @@
 """`tokenq doctor`: shows the facts of `tokenq.environment`, as tables or as JSON."""
 
-import argparse
 import dataclasses
 import json
 from typing import TYPE_CHECKING
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from tokenq.cli.arguments import CommandParser
 
 if TYPE_CHECKING:
     from tokenq.environment import Cache, Device, Environment, Feature, Processor
@@ -18,9 +19,8 @@ GIB = 2**30
 
 def main(argv: list[str]) -> int:
     """Print what is installed and what works; the exit code is 0 whatever is missing."""
-    parser = argparse.ArgumentParser(
-        prog="tokenq doctor",
-        description="What is installed, which devices there are, which features are on.",
+    parser = CommandParser(
+        "doctor", "What is installed, which devices there are, which features are on."
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
     arguments = parser.parse_args(argv)

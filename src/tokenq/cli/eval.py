@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokenq.cli.arguments import HelpFormatter, add_model_arguments, load_models, progress_bar
+from tokenq.cli.arguments import CommandParser, add_model_arguments, load_models, progress_bar
 from tokenq.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,12 +41,11 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenq eval",
-        description="Tell how often a policy's implicit reward beta * (log pi - log pi_ref) agrees "
-        "with preference pairs, beside controls that need no training, and how far its "
-        "Bradley-Terry probability can be taken at its word.",
-        formatter_class=HelpFormatter,
+    parser = CommandParser(
+        "eval",
+        "Tell how often a policy's implicit reward beta * (log pi - log pi_ref) agrees with "
+        "preference pairs, beside controls that need no training, and how far its Bradley-Terry "
+        "probability can be taken at its word.",
     )
     add_model_arguments(parser)
     data = parser.add_argument_group("data: preference pairs (prompt, chosen, rejected)")
@@ -64,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help="folder for summary.json, pairs.jsonl, a figure"
     )
     data.add_argument(
-        "--skip-bad-rows", action="store_true", help="set malformed rows aside in OUT"
+        "--skip_bad_rows",
+        "--skip-bad-rows",
+        action="store_true",
+        help="set malformed rows aside in OUT",
     )
     data.add_argument(
         "--max_length",
