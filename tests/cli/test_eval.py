@@ -90,6 +90,7 @@ def test_an_adapter_needs_no_named_reference(tmp_path: Path, models: list[str]) 
         (["--beta", "0"], "--beta is 0.0; accepted: a number above 0"),
         (["--bins", "0"], "--bins is 0; accepted: a number above 0"),
         (["--limit", "0"], "limit is 0; accepted"),
+        (["--max_length", "1"], "--max_length is 1; accepted"),
     ],
 )
 def test_values_out_of_range_are_refused(
@@ -103,7 +104,7 @@ def test_values_out_of_range_are_refused(
     command = ["eval", *models, "--data", source, "--out", str(tmp_path / "out"), *extra]
     assert main(command) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_rows_without_a_preference_and_policies_without_reference_are_refused(
@@ -116,5 +117,8 @@ def test_rows_without_a_preference_and_policies_without_reference_are_refused(
     source = write(tmp_path / "pairs.jsonl", PAIRS)
     assert main(["eval", *models[:2], "--data", source, *out]) == 2
     assert "has no reference" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*"))
+    assert main(["eval", *models, "--data", source, "--out", source]) == 2
+    assert "--out: " in capsys.readouterr().err
     assert main(["eval", *models, "--data", source, source, *out]) == 2
     assert "twice" in capsys.readouterr().err
