@@ -10,6 +10,8 @@ from pathlib import Path
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
+from tokenq.errors import UserError
+
 
 def cache_dir(*parts: str) -> Path:
     """Folder under tokenq's cache: ``$TOKENQ_HOME`` if set, else the user's cache folder.
@@ -70,6 +72,18 @@ def discard_parts(path: Path) -> None:
             shutil.rmtree(part)
         else:
             part.unlink()
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Create ``folder`` and a file in it; raises UserError, naming ``option``, if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".write-test.", dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}: {folder} cannot be written ({error.strerror}); choose another folder"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

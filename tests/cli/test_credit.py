@@ -100,6 +100,8 @@ def test_a_single_response_in_the_terminal(
         (["--data", "DATA", "--out", "o", "--beta", "-1"], "beta is -1.0; accepted"),
         (["--data", "DATA", "--out", "o", "--page_rows", "-1"], "--page_rows is -1; accepted"),
         (["--data", "DATA", "--out", "o", "--chat"], "belong to --prompt"),
+        (["--data", "DATA", "--out", "DATA"], "--out: "),
+        (["--data", "DATA", "--out", "DATA", "--skip_bad_rows"], "cannot be written"),
     ],
 )
 def test_input_to_mend_is_one_line_and_exit_code_2(

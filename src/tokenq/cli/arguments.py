@@ -49,17 +49,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
 
 
+def check_reference(arguments: argparse.Namespace) -> None:
+    """Raise UserError if no reference is named and the policy is no adapter that brings its own."""
+    from tokenq.models.checkpoint import inspect
+
+    if arguments.reference is None and inspect(arguments.policy).base is None:
+        raise UserError(
+            f"'{arguments.policy}' has no reference; accepted: --reference, what its preference "
+            "training started from"
+        )
+
+
 def load_models(arguments: argparse.Namespace, console: Console) -> "Pair":
-    """Load what :func:`add_model_arguments` names. Raises UserError if there is no reference."""
-    from tokenq.credit.vocabulary import reference_of
+    """Load what :func:`add_model_arguments` names."""
     from tokenq.models.pair import load_pair
 
     with console.status("Loading models"):
-        pair = load_pair(
+        return load_pair(
             arguments.policy, arguments.reference, device=arguments.device, dtype=arguments.dtype
         )
-    reference_of(pair)
-    return pair
 
 
 def progress_bar(title: str, console: Console) -> Progress:

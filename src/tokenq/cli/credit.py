@@ -12,11 +12,13 @@ from rich.console import Console
 from tokenq.cli.arguments import (
     CommandParser,
     add_model_arguments,
+    check_reference,
     count_rows,
     load_models,
     progress_bar,
 )
 from tokenq.errors import UserError
+from tokenq.storage import check_writable
 
 if TYPE_CHECKING:
     from tokenq.credit.dataset import CreditOptions, CreditRun
@@ -114,6 +116,8 @@ def _credit_rows(arguments: argparse.Namespace) -> None:
         limit=arguments.limit,
         rejects=rejects,
     )
+    check_reference(arguments)
+    check_writable(arguments.out, "--out")
     pair = load_models(arguments, console)
     run = _score(pair, rows, arguments.out, options, console)
     _write(run, rows, arguments, time.perf_counter() - started)
@@ -126,6 +130,7 @@ def _credit_one(arguments: argparse.Namespace) -> None:
     if arguments.data is not None or arguments.out is not None:
         raise UserError("--data and --out belong to a data set, not to --prompt")
     _options(arguments)
+    check_reference(arguments)
     console = Console(highlight=False)
 
     from tokenq.credit.api import credit

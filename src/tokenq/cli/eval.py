@@ -9,8 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokenq.cli.arguments import CommandParser, add_model_arguments, load_models, progress_bar
+from tokenq.cli.arguments import (
+    CommandParser,
+    add_model_arguments,
+    check_reference,
+    load_models,
+    progress_bar,
+)
 from tokenq.errors import UserError
+from tokenq.storage import check_writable
 
 if TYPE_CHECKING:
     from tokenq.data.loading import Rows
@@ -24,6 +31,8 @@ def main(argv: list[str]) -> int:
     _check(arguments)
     console = Console(highlight=False)
     rows = _load_rows(arguments)
+    check_reference(arguments)
+    check_writable(arguments.out, "--out")
     pair = load_models(arguments, console)
     scores = {name: _score(pair, name, each, arguments, console) for name, each in rows.items()}
 
@@ -91,6 +100,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("beta", "bins", "token_budget"):
         if not getattr(arguments, name) > 0:
             raise UserError(f"--{name} is {getattr(arguments, name)}; accepted: a number above 0")
+    if arguments.max_length is not None and arguments.max_length < 2:
+        raise UserError(f"--max_length is {arguments.max_length}; accepted: 2 or more tokens")
     repeated = {each for each in arguments.data if arguments.data.count(each) > 1}
     if repeated:
         raise UserError(f"--data names {repeated.pop()} twice; accepted: each data set once")

@@ -118,7 +118,10 @@ class Rejects:
         """Write the file (whole, also when no row is malformed)."""
         if self.path is not None:
             lines = [json.dumps(row, default=str) + "\n" for row in self.rows]
-            write_text(Path(self.path), "".join(lines))
+            try:
+                write_text(Path(self.path), "".join(lines))
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
 
 
 def _load_text(

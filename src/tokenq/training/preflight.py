@@ -1,12 +1,12 @@
 """What can be known before training to fail: an output folder or disk that cannot take the run."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from torch import nn
 from transformers.training_args import OptimizerNames
 
+from tokenq import storage
 from tokenq.errors import UserError
 from tokenq.training.config import PreferenceConfig
 
@@ -15,15 +15,8 @@ OPTIMIZER_STATES = {"sgd": 0.0, "lion": 1.0, "adafactor": 0.1, "8bit": 0.5, "ada
 
 
 def check_writable(folder: Path) -> None:
-    """Create the folder and a file in it; raises UserError where that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".write-test.", dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"output_dir: {folder} cannot be written ({error.strerror}); choose another folder"
-        ) from error
+    """Create `output_dir` and a file in it; raises UserError where that is not possible."""
+    storage.check_writable(folder, "output_dir")
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: str, save_only_model: bool) -> int:
