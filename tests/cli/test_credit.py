@@ -102,6 +102,7 @@ def test_a_single_response_in_the_terminal(
         (["--data", "DATA", "--out", "o", "--chat"], "belong to --prompt"),
         (["--data", "DATA", "--out", "DATA"], "--out: "),
         (["--data", "DATA", "--out", "DATA", "--skip_bad_rows"], "cannot be written"),
+        (["--data", "DATA", "--out", "o", "--device", "cuda:99"], "device 'cuda:99'"),
     ],
 )
 def test_input_to_mend_is_one_line_and_exit_code_2(

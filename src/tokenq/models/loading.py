@@ -93,11 +93,18 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """The device meant; "auto" is this process's CUDA device if there is one, else the CPU."""
     if device != "auto":
         try:
-            return torch.device(device)
+            named = torch.device(device)
         except RuntimeError as error:
             raise UserError(
                 f"device '{device}' is unknown; accepted: auto, cpu, cuda, cuda:0"
             ) from error
+        if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise UserError(
+                f"device '{device}' is not there: torch sees {count} CUDA devices; accepted: auto, "
+                "cpu" + (f", cuda:0 to cuda:{count - 1}" if count else "")
+            )
+        return named
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
