@@ -114,3 +114,23 @@ def test_metrics_weigh_parts_within_a_step_and_average_steps() -> None:
     assert means(restored.cells())["margin"] == 2.0
     restored.clear()
     assert restored.cells() == []
+
+
+def test_restored_metrics_stay_in_their_own_steps_with_several_processes() -> None:
+    def step(window: MetricWindow, value: float, weight: int) -> None:
+        window.begin_step()
+        window.add("margin", torch.tensor(value), torch.tensor(weight))
+
+    unbroken = [MetricWindow(), MetricWindow()]
+    resumed = [MetricWindow(), MetricWindow()]
+    for window, value in zip(unbroken, (4.0, 0.0), strict=True):
+        step(window, value, 1)
+    checkpoint = merge(window.cells() for window in unbroken)
+    for number, window in enumerate(resumed):
+        window.restore(checkpoint, first=number == 0)
+    for windows in (unbroken, resumed):
+        step(windows[0], 10.0, 3)
+        step(windows[1], 20.0, 1)
+    cells = merge(window.cells() for window in resumed)
+    assert cells == merge(window.cells() for window in unbroken)
+    assert means(cells)["margin"] == (2.0 + 12.5) / 2

@@ -47,9 +47,13 @@ class MetricWindow:
                 cells[offset + i][name] = (total, weight)
         return cells
 
-    def restore(self, cells: list[dict[str, Cell]]) -> None:
-        """Put back the sums that a checkpoint kept."""
-        self._restored = cells
+    def restore(self, cells: list[dict[str, Cell]], *, first: bool = True) -> None:
+        """Put back the sums that a checkpoint kept.
+
+        They are those of all processes, so only the `first` one takes them; the others take as many
+        empty steps, without which their next steps would be merged into the restored ones.
+        """
+        self._restored = cells if first else [{} for _ in cells]
         self._steps = []
 
     def clear(self) -> None:

@@ -158,8 +158,7 @@ class ResumableTrainer(FiniteTrainer):
         self._initial_global_step = 0
         self._seconds_before = progress.seconds
         self._stopped_early = progress.stopped_early
-        if self.is_world_process_zero():
-            self.window.restore(progress.metrics)
+        self.window.restore(progress.metrics, first=self.is_world_process_zero())
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         # Without this, a run resumed from its very last checkpoint would take one step too many.
