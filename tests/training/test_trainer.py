@@ -269,6 +269,21 @@ def test_the_card_tells_reference_data_and_command(tmp_path: Path) -> None:
     assert "rewards/margins" in card
 
 
+def test_a_relative_path_is_no_hub_name_on_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(Path("models/base"), tiny_llama())
+    Path("data").mkdir()
+    write_jsonl(Path("data/rows.jsonl"), pairs(4))
+    trainer = PreferenceTrainer(
+        "models/base", args=config(tmp_path / "out"), train_dataset="data/rows.jsonl"
+    )
+    metadata = trainer.model_card().split("---")[1]
+    assert "models/base" not in metadata
+    assert "rows.jsonl" not in metadata
+
+
 def test_the_reference_stays_when_the_policy_moves(tmp_path: Path) -> None:
     before = weight_hash(tiny_llama())
     live = trained(tmp_path / "live", precompute_ref_log_probs=False)

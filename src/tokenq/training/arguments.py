@@ -81,7 +81,9 @@ class DataArguments:
     dataset_limit: int | None = field(default=None, metadata={"help": "Use the first rows only."})
     skip_bad_rows: bool = field(
         default=False,
-        metadata={"help": "Write malformed rows to rejects.jsonl instead of stopping."},
+        metadata={
+            "help": "Write malformed rows to rejects-train.jsonl in output_dir instead of stopping."
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
@@ -44,7 +45,8 @@ def _metadata(trainer: "PreferenceTrainer") -> ModelCardData:
 
 
 def _is_hub_name(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and ":" not in name
+    looks_like_one = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return looks_like_one and ":" not in name and not Path(name).exists()
 
 
 def _objectives(trainer: "PreferenceTrainer") -> str:
