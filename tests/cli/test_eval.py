@@ -104,7 +104,7 @@ def test_values_out_of_range_are_refused(
     command = ["eval", *models, "--data", source, "--out", str(tmp_path / "out"), *extra]
     assert main(command) == 2
     assert message in capsys.readouterr().err
-    assert not list((tmp_path / "out").glob("*"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_without_a_preference_and_policies_without_reference_are_refused(
@@ -117,7 +117,7 @@ def test_rows_without_a_preference_and_policies_without_reference_are_refused(
     source = write(tmp_path / "pairs.jsonl", PAIRS)
     assert main(["eval", *models[:2], "--data", source, *out]) == 2
     assert "has no reference" in capsys.readouterr().err
-    assert not list((tmp_path / "out").glob("*"))
+    assert not (tmp_path / "out").exists()
     assert main(["eval", *models, "--data", source, "--out", source]) == 2
     assert "--out: " in capsys.readouterr().err
     assert main(["eval", *models, "--data", source, source, *out]) == 2
