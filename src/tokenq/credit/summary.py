@@ -12,11 +12,13 @@ class Mean:
     total: float = 0.0
 
     def add(self, value: float) -> None:
+        """Count one number."""
         self.count += 1
         self.total += value
 
     @property
     def value(self) -> float | None:
+        """The mean; None of no numbers."""
         return self.total / self.count if self.count else None
 
 

@@ -45,6 +45,7 @@ class Snippet:
 
     @property
     def words(self) -> int:
+        """Number of words, as blanks part them."""
         return len(self.text.split())
 
     @property

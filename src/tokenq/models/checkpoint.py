@@ -57,6 +57,7 @@ class Checkpoint:
 
     @property
     def is_folder(self) -> bool:
+        """Whether it lies in a folder here rather than on the hub."""
         return Path(self.location).is_dir()
 
     def has_tokenizer(self) -> bool:

@@ -87,6 +87,7 @@ class AdapterOff:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return next(self.peft_model.parameters()).device
 
     @property
@@ -216,6 +217,7 @@ class ReferenceIdentity:
         )
 
     def save(self, path: Path) -> None:
+        """Write the identity as JSON, whole or not at all."""
         write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod

@@ -145,6 +145,7 @@ class ReferenceCache:
         return [shard.logps(row) for shard, row in found]
 
     def stats(self) -> CacheStats:
+        """Count what lies on disk now, other processes' shards included."""
         self._shards.refresh()
         return CacheStats(
             rows=self._shards.rows,

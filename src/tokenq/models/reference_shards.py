@@ -149,6 +149,7 @@ def read_shard(path: Path) -> Shard | str:
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:
+    """Hex digest (128 bits) of names, types, shapes and values."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         values = tensors[name].contiguous()

@@ -204,4 +204,5 @@ class RestoreProgress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        """See :meth:`ResumableTrainer.restore_progress`."""
         self._restore()
