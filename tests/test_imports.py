@@ -1,11 +1,13 @@
-"""Every module imports; the light ones stay light; `tokenq.credit` is a package that calls."""
+"""Every module imports, rooms in one direction; what is light stays light; `tokenq.credit` calls."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,63 @@ def test_a_callable_package_keeps_signature_and_submodules(
     assert str(inspect.signature(doubling)) == "(number, times=1)"
     assert importlib.import_module("doubling") is doubling
     assert importlib.import_module("doubling.api").double is doubling.double
+
+
+READS = {
+    "data": set(),
+    "models": {"data"},
+    "objectives": set(),
+    "training": {"data", "models", "objectives"},
+    "credit": {"data", "models"},
+    "judges": {"data", "models"},
+    "report": set(),
+}
+"""Rooms, and the rooms that each may import; nothing points back."""
+COMMON = {"allocator", "callable_package", "errors", "storage"}
+ALLOWED_FOR_OBJECTIVES = {
+    "torch",
+    "numpy",
+    "dataclasses",
+    "typing",
+    "collections",
+    "math",
+    "tokenq",
+}
+
+
+def imports_of(file: Path) -> Iterator[tuple[str, bool]]:
+    """Every module that a file imports, and whether it does so while it is itself imported."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    inside = {
+        id(part)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for part in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        else:
+            continue
+        for name in names:
+            yield name, id(node) not in inside
+
+
+@pytest.mark.parametrize("room", sorted(READS))
+def test_rooms_import_in_one_direction(room: str) -> None:
+    for file in (Path(tokenq.__path__[0]) / room).rglob("*.py"):
+        for name, at_import in imports_of(file):
+            first, _, rest = name.partition(".")
+            if first != "tokenq" or not rest:
+                continue
+            # `Credit.save_html` makes its page in the next room, when it is called.
+            later = set() if at_import or room != "credit" else {"report"}
+            assert rest.split(".")[0] in {room} | READS[room] | COMMON | later, (file.name, name)
+
+
+def test_objectives_import_torch_and_numpy_only() -> None:
+    for file in (Path(tokenq.__path__[0]) / "objectives").rglob("*.py"):
+        for name, _ in imports_of(file):
+            assert name.split(".")[0] in ALLOWED_FOR_OBJECTIVES, (file.name, name)
