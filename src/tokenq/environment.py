@@ -236,7 +236,7 @@ def flex_attention() -> Feature:
 
     name = "FlexAttention"
     if not torch.cuda.is_available():
-        return Feature(name, False, "needs a CUDA GPU; SDPA with explicit masks is used instead")
+        return Feature(name, False, "needs a CUDA GPU; on CPU the flash kernel runs block by block")
     if importlib.util.find_spec("triton") is None:
         return Feature(name, False, "needs Triton: pip install triton")
     return Feature(name, True, "packed rows use block masks")

@@ -48,7 +48,7 @@ def load_policy(
     device:            "auto" is this process's CUDA device if there is one, else the CPU
     model_init_kwargs: handed to ``from_pretrained``, such as ``attn_implementation``
 
-    The model is in eval mode without dropout; its adapters (all weights of a full model) are
+    The model is in eval mode; its adapters (all weights of a full model) are
     trainable. Raises ``UserError``, before reading weights where the files tell, for anything that
     is not a whole causal language model: a missing head would be random.
     """
@@ -65,7 +65,6 @@ def load_policy(
         model = _load_adapter(checkpoint, checkpoint.base, options)
     if "device_map" not in options:
         torch.nn.Module.to(model, place)
-    disable_dropout(model)
     return model.eval()
 
 
