@@ -1,4 +1,4 @@
-"""Every module imports, rooms in one direction; what is light stays light; `tokenq.credit` calls."""
+"""Every module imports, rooms one way; light ones stay light; `tokenq.credit` can be called."""
 
 import ast
 import importlib
