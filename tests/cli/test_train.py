@@ -71,6 +71,15 @@ def test_started_again_it_goes_on_and_another_configuration_is_refused(
     assert [line["loss"] for line in again if "loss" in line] == [
         line["loss"] for line in log if "loss" in line
     ]
+    # With more processes the global batches would be others, and rows repeated or left out.
+    path = tmp_path / "out" / "run.json"
+    record = json.loads(path.read_text())
+    record["settings"]["processes"] += 1
+    path.write_text(json.dumps(record))
+    assert train(tmp_path, base) == 2
+    assert "its run has processes 2, now it is 1" in capsys.readouterr().err
+    record["settings"]["processes"] -= 1
+    path.write_text(json.dumps(record))
     assert train(tmp_path, base, "--beta", "0.2") == 2
     refusal = capsys.readouterr().err.strip().splitlines()[-1]
     assert "its run has beta 0.1, now it is 0.2" in refusal

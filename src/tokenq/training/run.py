@@ -36,7 +36,7 @@ def run(
     name = _required("model_name_or_path", model.model_name_or_path)
     mixture = Mixture.from_config(config)
     check_writable(folder)
-    settings = record.settings_of(model, data, config)
+    settings = record.settings_of(model, data, config) | {"processes": config.world_size}
     with config.main_process_first(desc="looking at the output folder"):
         checkpoint = _starting_point(folder, settings, config, options)
     tokenizer = load_tokenizer(
