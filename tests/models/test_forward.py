@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from tokenq.errors import UserError
 from tokenq.models.attention import flex_tree_attention, masked_tree_attention, tree_attention
 from tokenq.models.forward import (
     causal_lm,
@@ -100,6 +101,14 @@ def test_under_peft_and_gradient_checkpointing(family: str, targets: str) -> Non
         torch.testing.assert_close(row, value, rtol=0, atol=1e-5)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_dropout_is_refused_in_training() -> None:
+    model = tiny_model("llama").train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    with pytest.raises(UserError, match="attention dropout cannot be packed"):
+        token_logps(model, PROMPTS, RESPONSES)
 
 
 def test_ordinary_calls_and_copies_are_unchanged() -> None:

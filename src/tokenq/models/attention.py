@@ -1,8 +1,8 @@
 """Attention over packed prefix trees, plugged into transformers' attention interface.
 
 CPU: the flash kernel block by block (prompt; responses on their prompt; each response on itself),
-merged exactly, so that no mask is built and no masked pair is computed. CUDA: FlexAttention with the
-tree as a block mask. Score capping or a sliding window that bites: a masked product per tree.
+merged exactly, so that no mask is built and no masked pair is computed. CUDA: FlexAttention with
+the tree as a block mask. Score capping or a sliding window that bites: a masked product per tree.
 """
 
 import functools
@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokenq.errors import UserError
 from tokenq.models.packing import TreeLayout
 
 _PREFIX = "tokenq_tree_over_"
@@ -299,7 +300,10 @@ def _register(base: str) -> None:
         if unknown:
             raise UnsupportedAttention(f"attention options {', '.join(sorted(unknown))}")
         if dropout:
-            raise UnsupportedAttention("attention dropout; set attention_dropout to 0")
+            raise UserError(
+                "attention dropout cannot be packed: leave disable_dropout on, or set the model's "
+                "attention dropout to 0"
+            )
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         window = sliding_window if sliding_window and sliding_window < tree.longest else None
         if query.is_cuda:

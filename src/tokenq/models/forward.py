@@ -168,9 +168,10 @@ def pad_rows(flat: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
 def sharing_problem(model: PreTrainedModel) -> str | None:
     """Say why packed trees do not reproduce `model`'s plain forward, or None if they do.
 
-    Two trees of two random responses each are scored both ways. In fp32 the hidden states must agree
-    to 1e-3 of their size, in half precision to 5e-2: a leak between responses or a lost prompt moves
-    them by more, also in an untrained model, because the states are compared before the head.
+    Two trees of two random responses each are scored both ways. In fp32 the hidden states must
+    agree to 1e-3 of their size, in half precision to 5e-2: a leak between responses or a lost
+    prompt moves them by more, also in an untrained model, because the states are compared before
+    the head.
     """
     generator = torch.Generator().manual_seed(0)
     embedding = embedding_weight(model)
