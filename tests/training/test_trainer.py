@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from tiny_training import (
     pairs,
     save_model,
@@ -246,6 +246,23 @@ def test_an_adapter_checkpoint_loads_with_plain_peft(tmp_path: Path) -> None:
         rtol=0,
     )
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_policy_with_a_frozen_adapter_can_be_saved_again(tmp_path: Path) -> None:
+    policy = get_peft_model(tiny_llama(), LORA)
+    policy.add_adapter("ref", LORA)
+    trainer = PreferenceTrainer(
+        policy,
+        args=config(tmp_path / "out", max_steps=1),
+        train_dataset=tokenised(4),
+        processing_class=tiny_tokenizer(),
+    )
+    trainer.save_model()
+    before = (tmp_path / "out/ref/adapter_model.safetensors").read_bytes()
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "out/ref/adapter_model.safetensors").read_bytes() == before
+    assert not list((tmp_path / "out").glob(".*.part"))
 
 
 def test_the_card_tells_reference_data_and_command(tmp_path: Path) -> None:

@@ -73,10 +73,14 @@ def publish(staging: Path, final: Path) -> None:
 
 
 def publish_files(staging: Path, final: Path) -> None:
-    """Move the files of a final save into `final` one by one, each whole."""
+    """Move the files and folders of a final save into `final` one by one, each whole."""
     final.mkdir(parents=True, exist_ok=True)
     for path in sorted(staging.iterdir()):
-        path.replace(final / path.name)
+        target = final / path.name
+        if target.is_dir():
+            # A further adapter of an earlier save: a folder that is not empty cannot be replaced.
+            shutil.rmtree(target)
+        path.replace(target)
     staging.rmdir()
 
 
