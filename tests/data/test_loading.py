@@ -321,3 +321,17 @@ def test_hub_answers_without_a_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="no such file or folder, and not to be had from the hub"):
         load_rows("nobody/nothing-of-the-kind")
+
+
+@pytest.mark.parametrize("damaged", ["no gzip file", "cut off", "changed inside"])
+def test_a_damaged_gzip_file_is_one_clear_line(tmp_path: Path, damaged: str) -> None:
+    packed = gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS * 99).encode())
+    content = {
+        "no gzip file": b"{}\n",
+        "cut off": packed[: len(packed) // 2],
+        "changed inside": packed[:20] + b"\xff" * 40 + packed[60:],
+    }[damaged]
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"rows\.jsonl\.gz: cannot be read"):
+        load_rows(path)

@@ -8,6 +8,7 @@ import csv
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,20 @@ class TextFiles:
     paths: tuple[Path, ...]
 
     def records(self) -> Iterator[Record]:
-        """All records in file order, numbered through."""
+        """All records in file order, numbered through.
+
+        Raises:
+            UserError: a file cannot be read, or its compression is damaged.
+        """
         index = 0
         for path in self.paths:
             reader = {"jsonl": _jsonl, "json": _json, "csv": _csv}[_format_of(path) or ""]
-            for where, value in reader(path):
-                yield Record(index, where, value)
-                index += 1
+            try:
+                for where, value in reader(path):
+                    yield Record(index, where, value)
+                    index += 1
+            except (OSError, EOFError, zlib.error) as error:
+                raise UserError(f"{path}: cannot be read ({_cause(error)})") from error
 
     def fingerprint(self) -> str:
         """Hash of the files' bytes."""
