@@ -3,12 +3,14 @@
     python -m benchmarks.train_step [--rounds 5] [--shapes 320-40 60-150] [--threads 2]
 
 SmolLM2-135M, fp32, AdamW, on CPU. All contestants of a group are resident and take steps in turn.
-Writes results/train_step/{results.json,README.md,figure.png} after every shape.
+Writes results/train_step/{results.json,README.md,figure.png} after every shape; shapes that are
+measured again replace the old ones, the others stay.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,9 @@ matplotlib.use("Agg")
 
 TARGETS = {"320-40": 4.5, "60-150": 2.0, "180-85": 3.0, "320-40-k4": 4.5}
 MEMORY_TARGET, BOUND_TARGET = 0.4, 0.75
-GROUPS = (("tokenq-compiled", "tokenq", "trl"), ("tokenq-compiled", "trl-live"))
+GROUPS = ("tokenq-compiled,tokenq,trl", "tokenq-compiled,trl-live")
 """Contestants that are resident together; all of them at once would not fit into 24 GiB."""
 
-WARMUP = 2
 OURS = "tokenq-compiled"
 
 
@@ -51,11 +52,11 @@ def matmul_flops(config: Any, shape: Shape) -> dict[str, float]:
     }
 
 
-def measure(shape: Shape, group: tuple[str, ...], args: argparse.Namespace, model: Path) -> Any:
+def measure(shape: Shape, group: list[str], args: argparse.Namespace, model: Path) -> Any:
     """Return the step measurements of every contestant of `group`, taken in turn."""
     from transformers import AutoTokenizer
 
-    steps = WARMUP + args.rounds
+    steps = args.warmup + args.rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = folder / "rows.jsonl"
@@ -72,7 +73,7 @@ def measure(shape: Shape, group: tuple[str, ...], args: argparse.Namespace, mode
                     taken[who].append(take_step(pipes[who]))
                     print(f"  {shape.name} step {step} {who}: {taken[who][-1]}", flush=True)
                 rates.append(gemm_rate(shape.packed_tokens, 576, 1536))
-    return {who: kept[WARMUP:] for who, kept in taken.items()}, statistics.median(rates)
+    return {who: kept[args.warmup :] for who, kept in taken.items()}, statistics.median(rates)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -80,9 +81,12 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def summarise(shape: Shape, flops: dict[str, float], runs: list[Any]) -> dict[str, Any]:
+def summarise(
+    shape: Shape, flops: dict[str, float], runs: list[Any], command: str
+) -> dict[str, Any]:
     """Turn raw steps into medians, pairwise ratios and fractions of the bound."""
-    out: dict[str, Any] = {"shape": shape.to_dict(), "flops": flops, "contestants": {}}
+    out: dict[str, Any] = {"shape": shape.to_dict(), "command": command, "flops": flops}
+    out["contestants"] = {}
     for taken, rate in runs:
         ours = taken[OURS]
         bound = (flops["body"] + flops["head"]) / rate
@@ -143,12 +147,13 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# A DPO step, tokenq against TRL",
         "",
-        f"`{results['command']}` on {machine['processor']}, {machine['threads']} threads, "
+        f"On {machine['processor']}, {machine['threads']} threads, "
         f"{machine['date']}; torch {machine['versions']['torch']}, transformers "
         f"{machine['versions']['transformers']}, trl {machine['versions']['trl']}. "
-        f"SmolLM2-135M (Q4_1 de-quantised), fp32, full fine-tuning with fused AdamW, "
-        f"{results['rounds']} counted steps each, in turn, after {WARMUP} that are not counted. "
-        "Medians, least and greatest in brackets.",
+        "SmolLM2-135M (Q4_1 de-quantised), fp32, full fine-tuning with fused AdamW; contestants in "
+        "turn, the first steps (`--warmup`) not counted. Medians, least and greatest in brackets.",
+        "",
+        *(f"* {r['shape']['name']}: `{r['command']}`" for r in results["shapes"]),
         "",
         "| prompt/response | contestant | s/step | tokenq is faster by | peak GiB | tokenq's share "
         "| of the matmul bound |",
@@ -188,9 +193,11 @@ def page(results: dict[str, Any]) -> str:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="counted steps")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before that")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--token_budget", type=int, default=400)
+    parser.add_argument("--groups", nargs="*", default=GROUPS, help="contestants resident together")
     parser.add_argument("--shapes", nargs="*", default=[s.name for s in SHAPES])
     parser.add_argument("--out", type=Path, default=Path("results/train_step"))
     args = parser.parse_args()
@@ -203,18 +210,20 @@ def main() -> None:
     model = materialise("smollm2-135m-instruct")
     config = AutoConfig.from_pretrained(model)
     args.out.mkdir(parents=True, exist_ok=True)
+    command = "python -m " + " ".join(["benchmarks.train_step", *sys.argv[1:]])
+    file = args.out / "results.json"
+    measured = json.loads(file.read_text())["shapes"] if file.exists() else []
+    by_name = {result["shape"]["name"]: result for result in measured}
     results: dict[str, Any] = {
-        "command": f"python -m benchmarks.train_step --rounds {args.rounds} "
-        f"--threads {args.threads} --token_budget {args.token_budget}",
         "machine": describe(args.threads),
-        "rounds": args.rounds,
         "targets": {"speedup": TARGETS, "memory": MEMORY_TARGET, "bound": BOUND_TARGET},
-        "shapes": [],
     }
     for shape in [s for s in SHAPES if s.name in args.shapes]:
-        runs = [measure(shape, group, args, model) for group in GROUPS]
-        results["shapes"].append(summarise(shape, matmul_flops(config, shape), runs))
-        (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        runs = [measure(shape, group.split(","), args, model) for group in args.groups]
+        flops = matmul_flops(config, shape)
+        by_name[shape.name] = summarise(shape, flops, runs, command)
+        results["shapes"] = [by_name[s.name] for s in SHAPES if s.name in by_name]
+        file.write_text(json.dumps(results, indent=1) + "\n")
         (args.out / "README.md").write_text(page(results))
         figure(results, args.out / "figure.png")
     print(page(results))

@@ -103,6 +103,38 @@ def test_under_peft_and_gradient_checkpointing(family: str, targets: str) -> Non
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "gpt-neox"])
+def test_mixed_precision(family: str) -> None:
+    model = tiny_model(family, torch.float32)
+    expected = token_logps(model, PROMPTS, RESPONSES)
+    want = torch.autograd.grad(weighted(expected), list(model.parameters()), allow_unused=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = token_logps(model, PROMPTS, RESPONSES)
+    got = torch.autograd.grad(weighted(rows), list(model.parameters()), allow_unused=True)
+    for row, value in zip(rows, expected, strict=True):
+        assert row.dtype == torch.float32
+        torch.testing.assert_close(row, value, rtol=0.1, atol=0.3)
+    for a, b in zip(got, want, strict=True):
+        if b is not None:
+            assert (a - b).norm() <= 0.15 * b.norm()
+
+
+def test_logits_changed_in_an_unknown_way_are_refused() -> None:
+    model = tiny_model("llama")
+    original = type(model).forward
+
+    class Shouting(type(model)):  # type: ignore[misc]
+        def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            output = original(self, *args, **kwargs)
+            output.logits = output.logits * 1.5
+            return output
+
+    model.__class__ = Shouting
+    for _ in range(2):
+        with pytest.raises(UserError, match="Shouting: changes its logits"):
+            token_logps(model, PROMPTS, RESPONSES)
+
+
 def test_attention_dropout_is_refused_in_training() -> None:
     model = tiny_model("llama").train()
     for layer in model.model.layers:

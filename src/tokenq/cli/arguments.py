@@ -4,7 +4,6 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokenq.errors import UserError
 
@@ -68,12 +67,6 @@ def load_models(arguments: argparse.Namespace, console: Console) -> "Pair":
         return load_pair(
             arguments.policy, arguments.reference, device=arguments.device, dtype=arguments.dtype
         )
-
-
-def progress_bar(title: str, console: Console) -> Progress:
-    """A bar with counts and the time left, gone once it is done."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 def count_rows(rows: "Rows") -> int | None:

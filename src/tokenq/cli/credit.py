@@ -15,9 +15,9 @@ from tokenq.cli.arguments import (
     check_reference,
     count_rows,
     load_models,
-    progress_bar,
 )
 from tokenq.errors import UserError
+from tokenq.report.progress import progress_bar
 from tokenq.storage import check_writable
 
 if TYPE_CHECKING:

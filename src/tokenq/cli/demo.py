@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tokenq.cli.arguments import HelpFormatter
+from tokenq.cli.arguments import CommandParser
 
 if TYPE_CHECKING:
     from tokenq.demo.settings import DemoSettings
@@ -28,13 +28,12 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tokenq demo",
-        description="Train SmolLM2-135M on real preferences between film review sentences, then "
+    parser = CommandParser(
+        "demo",
+        "Train SmolLM2-135M on real preferences between film review sentences, then "
         "show which tokens it learned to like and to blame, and how well that agrees with people. "
         "Minutes on two cores, after about 95 MB of downloads at first use. Started again with "
         "the same settings, it goes on where it was.",
-        formatter_class=HelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all results")
     parser.add_argument("--seed", type=int, default=0, help="draws pairs, order, first weights")

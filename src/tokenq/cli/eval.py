@@ -14,9 +14,9 @@ from tokenq.cli.arguments import (
     add_model_arguments,
     check_reference,
     load_models,
-    progress_bar,
 )
 from tokenq.errors import UserError
+from tokenq.report.progress import progress_bar
 from tokenq.storage import check_writable
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from tokenq.demo.show import show
 from tokenq.demo.timing import Clock
 from tokenq.models import load_pair, materialise
 from tokenq.report.html import PageHead, write_page
+from tokenq.report.progress import progress_bar
 from tokenq.report.terminal import show_rows
 from tokenq.training.arguments import DataArguments, ModelArguments, RunArguments
 from tokenq.training.config import PreferenceConfig
@@ -103,8 +104,6 @@ def _introduce(console: Console, settings: DemoSettings, material: Material) -> 
 def _read(
     adapter: Path, material: Material, folder: Path, settings: DemoSettings, console: Console
 ) -> CreditRun:
-    from tokenq.cli.arguments import progress_bar
-
     options = CreditOptions(
         beta=settings.beta,
         alternatives=_ALTERNATIVES,

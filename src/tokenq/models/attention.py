@@ -259,11 +259,15 @@ def use_tree_attention(model: PreTrainedModel) -> None:
     base = model.config._attn_implementation
     if base.startswith(_PREFIX):
         return
-    base = base if base in _BASES else "sdpa"
-    for part in [model, *model.modules()]:
+    set_attention(model, _PREFIX + (base if base in _BASES else "sdpa"))
+
+
+def set_attention(model: PreTrainedModel, implementation: str) -> None:
+    """Name the attention implementation of `model` and its parts, without further checks."""
+    for part in model.modules():
         config = getattr(part, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):
-            config._attn_implementation = _PREFIX + base
+            config._attn_implementation = implementation
 
 
 def _register(base: str) -> None:
@@ -305,6 +309,8 @@ def _register(base: str) -> None:
                 "attention dropout to 0"
             )
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        # Under autocast the rotary embedding leaves queries and keys in fp32, values in half.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         window = sliding_window if sliding_window and sliding_window < tree.longest else None
         if query.is_cuda:
             return flex_tree_attention(query, key, value, tree, scale, softcap, window), None

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from tokenq.models.attention import use_tree_attention
+from tokenq.errors import UserError
+from tokenq.models.attention import set_attention, use_tree_attention
 from tokenq.models.head import Head, TokenLogps, token_logps_of
 from tokenq.models.packing import Ids, Pack, pack_trees
 
@@ -38,23 +39,24 @@ def enable_packed(model: nn.Module) -> None:
     inner = causal_lm(model)
     if "packed" in inspect.signature(inner.forward).parameters:
         return
-    inner.forward = types.MethodType(_forward_with_packs(type(inner)), inner)
+    _check_head(inner)
     original = inner.config._attn_implementation
+    problem: str | None = "the probe did not finish"
     use_tree_attention(inner)
-    problem = sharing_problem(inner)
-    if problem is None:
-        return
-    for part in inner.modules():
-        config = getattr(part, "config", None)
-        if config is not None and hasattr(config, "_attn_implementation"):
-            config._attn_implementation = original
-    inner.__dict__[_BACKBONE] = row_hidden
-    logger.warning(
-        "%s: prompts cannot be shared between responses (%s); using one plain forward per row, "
-        "which is slower and exact",
-        type(inner).__name__,
-        problem,
-    )
+    try:
+        problem = sharing_problem(inner)
+    finally:
+        if problem is not None:
+            set_attention(inner, original)
+    if problem is not None:
+        inner.__dict__[_BACKBONE] = row_hidden
+        logger.warning(
+            "%s: prompts cannot be shared between responses (%s); using one plain forward per row, "
+            "which is slower and exact",
+            type(inner).__name__,
+            problem,
+        )
+    inner.forward = types.MethodType(_forward_with_packs(type(inner)), inner)
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -155,6 +157,30 @@ def unpack(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
 def _prompt_spans(pack: Pack) -> Iterator[tuple[int, int, int]]:
     for start, end, _ in pack.layout.trees.tolist():
         yield int(pack.layout.segment[start]), start, end
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    """Refuse a model whose logits are not its head's, as far as :class:`Head` knows them.
+
+    Raises UserError, naming the model: wrong log-probabilities would be worse than none.
+    """
+    name = type(model).__name__
+    if model.base_model is model:
+        raise UserError(f"{name}: has no backbone apart from its head; not supported")
+    weight = embedding_weight(model)
+    ids = torch.arange(min(8, len(weight)), device=weight.device)[None]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            ours = Head.of(model).logits(states)
+            logits = model(input_ids=ids, use_cache=False).logits[0].to(ours.dtype)
+    finally:
+        model.train(training)
+    half = torch.finfo(weight.dtype).bits <= 16
+    if not float((ours - logits).norm() / logits.norm()) <= (5e-2 if half else 1e-3):
+        raise UserError(f"{name}: changes its logits in a way that tokenq does not know")
 
 
 def pad_rows(flat: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

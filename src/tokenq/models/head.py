@@ -54,6 +54,7 @@ class Head:
         """Read the head of a transformers causal LM."""
         config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
         module = model.get_output_embeddings()

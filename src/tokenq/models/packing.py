@@ -132,8 +132,8 @@ def group_by_prompt(
     """Return one tree per distinct prompt, or several where one would exceed `token_budget`."""
     by_prompt: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        same_prompt = by_prompt.setdefault(tuple(prompt), {})
-        same_prompt.setdefault(tuple(response), []).append(row)
+        same_prompt = by_prompt.setdefault(tuple(map(int, prompt)), {})
+        same_prompt.setdefault(tuple(map(int, response)), []).append(row)
     trees = []
     for prompt, answers in by_prompt.items():
         part: dict[tuple[int, ...], list[int]] = {}

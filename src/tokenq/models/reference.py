@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +43,13 @@ def scoring(reference: "nn.Module | AdapterOff") -> Iterator[nn.Module]:
     finally:
         for module in in_training:
             module.training = True
+
+
+def running_in(autocast: torch.dtype | None, model: nn.Module) -> AbstractContextManager[Any]:
+    """The precision of a forward of `model`: mixed, or that of its weights for None."""
+    if autocast is None:
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype=autocast)
 
 
 class AdapterOff:

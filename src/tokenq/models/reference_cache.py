@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from tokenq.errors import UserError
 from tokenq.models.fingerprint import weight_hash
 from tokenq.models.packing import Ids
-from tokenq.models.reference import AdapterOff, scoring
+from tokenq.models.reference import AdapterOff, running_in, scoring
 from tokenq.models.reference_shards import KEY_BYTES, ShardFolder
 from tokenq.storage import cache_dir
 
@@ -67,9 +67,13 @@ class ReferenceCache:
     """
 
     def __init__(
-        self, folder: Path, reference: PreTrainedModel | PeftModel | AdapterOff | None
+        self,
+        folder: Path,
+        reference: PreTrainedModel | PeftModel | AdapterOff | None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.folder = folder
+        self.autocast = autocast
         self.reference = reference
         """Set it to None to free the model: ``lookup`` does not need it, ``fill`` does."""
         self._shards = ShardFolder(folder)
@@ -77,24 +81,32 @@ class ReferenceCache:
 
     @classmethod
     def open(
-        cls, reference: PreTrainedModel | PeftModel | AdapterOff, root: str | Path | None = None
+        cls,
+        reference: PreTrainedModel | PeftModel | AdapterOff,
+        root: str | Path | None = None,
+        autocast: torch.dtype | None = None,
     ) -> "ReferenceCache":
         """The cache of this reference: ``root/<weight hash>-<dtype>``.
 
-        root: by default tokenq's cache folder. Damaged shards are reported, dropped and computed
-              again by the next fill. With sharded (FSDP2) weights every process must call this.
+        root:     by default tokenq's cache folder. Damaged shards are reported, dropped and
+                  computed again by the next fill. With sharded (FSDP2) weights every process must
+                  call this.
+        autocast: precision that the forward runs in where it is not that of the weights, as in
+                  mixed-precision training; such log-probs have a folder of their own
 
         Raises ``UserError`` if the folder cannot be written or read.
         """
         dtype = str(reference.dtype).removeprefix("torch.")
         name = f"{weight_hash(reference)}-{dtype}"
+        if autocast is not None:
+            name += f"-under-{str(autocast).removeprefix('torch.')}"
         try:
             parent = cache_dir("reference") if root is None else Path(root).expanduser()
             folder = parent / name
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"reference cache: cannot create a folder ({error})") from error
-        return cls(folder, reference)
+        return cls(folder, reference, autocast)
 
     def fill(
         self,
@@ -230,7 +242,7 @@ class ReferenceCache:
             raise UserError(f"reference cache {self.folder}: its model was released; open it again")
         prompts = [rows[key][0] for key in keys]
         responses = [rows[key][1] for key in keys]
-        with scoring(self.reference) as model:
+        with scoring(self.reference) as model, running_in(self.autocast, model):
             logps = token_logps(model, prompts, responses, token_budget=token_budget)
         logps = [row.float().cpu() for row in logps]
         for prompt, response, row in zip(prompts, responses, logps, strict=True):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tokenq.errors import UserError
 from tokenq.models.loading import load_policy
 from tokenq.models.logps import token_logps
-from tokenq.models.reference import AdapterOff, ReferenceIdentity, scoring
+from tokenq.models.reference import AdapterOff, ReferenceIdentity, running_in, scoring
 from tokenq.models.reference_cache import ReferenceCache
 from tokenq.training.config import PreferenceConfig, fsdp_requested
 
@@ -73,17 +73,24 @@ class CachedReference:
 class LiveReference:
     """Log-probs from a model that is run in every step."""
 
-    def __init__(self, scorer: Scorer, identity: ReferenceIdentity, token_budget: int) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        identity: ReferenceIdentity,
+        token_budget: int,
+        autocast: torch.dtype | None,
+    ) -> None:
         self.identity = identity
         self._scorer = scorer
         self._token_budget = token_budget
+        self._autocast = autocast
 
     def fill(self, dataset: Any, columns: tuple[str, ...], args: PreferenceConfig) -> None:
         """Nothing to do ahead of time."""
 
     def logps(self, prompts: list[Ids], responses: list[Ids]) -> list[Tensor]:
         """See :class:`Reference`."""
-        with scoring(self._scorer):
+        with scoring(self._scorer) as model, running_in(self._autocast, model):
             return token_logps(self._scorer, prompts, responses, token_budget=self._token_budget)
 
     def release_policy(self) -> None:
@@ -104,16 +111,18 @@ def open_reference(
     """
     scorer, is_policy = _scorer(policy, given, fresh_adapter, args)
     identity = ReferenceIdentity.of(scorer)
+    # The reference runs in the policy's precision, or their difference would start off zero.
+    autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     if args.precompute_ref_log_probs:
         root = Path(args.reference_cache_dir) if args.reference_cache_dir else None
-        return CachedReference(identity, ReferenceCache.open(scorer, root), is_policy)
+        return CachedReference(identity, ReferenceCache.open(scorer, root, autocast), is_policy)
     if fsdp_requested(args) and isinstance(scorer, AdapterOff):
         raise UserError(
             "precompute_ref_log_probs: under FSDP the adapter cannot be switched off in every "
             "step; set it to true"
         )
     live = copy.deepcopy(scorer) if is_policy else scorer
-    return LiveReference(live, identity, args.token_budget)
+    return LiveReference(live, identity, args.token_budget, autocast)
 
 
 def _scorer(
