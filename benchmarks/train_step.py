@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="counted steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before that")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--token_budget", type=int, default=400)
+    parser.add_argument("--token_budget", type=int, default=800)
     parser.add_argument("--groups", nargs="*", default=GROUPS, help="contestants resident together")
     parser.add_argument("--shapes", nargs="*", default=[s.name for s in SHAPES])
     parser.add_argument("--out", type=Path, default=Path("results/train_step"))
