@@ -110,7 +110,7 @@ def credit_dataset(
     """
     options = options or CreditOptions()
     cache = ReferenceCache.open(reference_of(pair))
-    settings = run_settings(pair, rows, options)
+    settings = run_settings(pair, rows, options, cache.weights)
     journal = Journal(Path(out) / "credit.jsonl", settings)
     for window in _windows(_jobs(pair, rows, options, journal.rows), options):
         scored = iter(
@@ -126,11 +126,13 @@ def credit_dataset(
     return CreditRun(journal.path, summary, {**names, **settings})
 
 
-def run_settings(pair: Pair, rows: Rows, options: CreditOptions) -> dict[str, Any]:
+def run_settings(
+    pair: Pair, rows: Rows, options: CreditOptions, reference_hash: str
+) -> dict[str, Any]:
     """What decides the numbers of a run, to be compared when it is continued."""
     return {
         "policy_hash": weight_hash(pair.policy),
-        "reference_hash": weight_hash(reference_of(pair)),
+        "reference_hash": reference_hash,
         "kind": rows.kind,
         "data_fingerprint": rows.fingerprint,
         "beta": options.beta,

@@ -71,8 +71,11 @@ class ReferenceCache:
         folder: Path,
         reference: PreTrainedModel | PeftModel | AdapterOff | None,
         autocast: torch.dtype | None = None,
+        weights: str = "",
     ) -> None:
         self.folder = folder
+        self.weights = weights
+        """The weight hash of the reference, for a cache that was made by :meth:`open`."""
         self.autocast = autocast
         self.reference = reference
         """Set it to None to free the model: ``lookup`` does not need it, ``fill`` does."""
@@ -97,7 +100,8 @@ class ReferenceCache:
         Raises ``UserError`` if the folder cannot be written or read.
         """
         dtype = str(reference.dtype).removeprefix("torch.")
-        name = f"{weight_hash(reference)}-{dtype}"
+        weights = weight_hash(reference)
+        name = f"{weights}-{dtype}"
         if autocast is not None:
             name += f"-under-{str(autocast).removeprefix('torch.')}"
         try:
@@ -106,7 +110,7 @@ class ReferenceCache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"reference cache: cannot create a folder ({error})") from error
-        return cls(folder, reference, autocast)
+        return cls(folder, reference, autocast, weights)
 
     def fill(
         self,
