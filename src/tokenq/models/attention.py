@@ -8,6 +8,7 @@ the tree as a block mask. Score capping or a sliding window that bites: a masked
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,10 +56,7 @@ def tree_attention(
 
     Returns the output as [1, T, H, D] and the log-sum-exp of the scores, [1, T, H].
     """
-    _, heads, length, width = query.shape
-    out = query.new_empty(1, length, heads, width)
-    lse_dtype = torch.promote_types(query.dtype, torch.float32)
-    lse = query.new_empty(1, length, heads, dtype=lse_dtype)
+    out, lse = _empty_outputs(query)
     out_h, lse_h = out.transpose(1, 2), lse.transpose(1, 2)
     for start, end in _causal_spans(trees, responses):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
@@ -76,12 +74,7 @@ def tree_attention(
 
 @tree_attention.register_fake
 def _(query, key, value, trees, responses, scale):  # type: ignore[no-untyped-def]
-    _, heads, length, width = query.shape
-    lse_dtype = torch.promote_types(query.dtype, torch.float32)
-    return (
-        query.new_empty(1, length, heads, width),
-        query.new_empty(1, length, heads, dtype=lse_dtype),
-    )
+    return _empty_outputs(query)
 
 
 @torch.library.custom_op("tokenq::tree_attention_backward", mutates_args=())
@@ -145,6 +138,15 @@ def _backward(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None,
 tree_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
+def _empty_outputs(query: Tensor) -> tuple[Tensor, Tensor]:
+    _, heads, length, width = query.shape
+    lse_dtype = torch.promote_types(query.dtype, torch.float32)
+    return (
+        query.new_empty(1, length, heads, width),
+        query.new_empty(1, length, heads, dtype=lse_dtype),
+    )
+
+
 def _causal_spans(trees: Tensor, responses: Tensor) -> list[list[int]]:
     return trees[:, :2].tolist() + responses.tolist()
 
@@ -171,13 +173,12 @@ def masked_tree_attention(
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    mask = layout.dense_mask(window) if len(layout.trees) == 1 else None
     outs = []
     for start, _, end in layout.trees.tolist():
         scores = query[:, :, start:end] @ key[:, :, start:end].transpose(-1, -2) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        visible = mask if mask is not None else _part(layout, start, end).dense_mask(window)
+        visible = _part(layout, start, end).dense_mask(window)
         scores = scores.masked_fill(~visible, float("-inf"))
         weights = torch.softmax(
             scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)
@@ -187,13 +188,11 @@ def masked_tree_attention(
 
 
 def _part(layout: TreeLayout, start: int, end: int) -> TreeLayout:
-    return TreeLayout(
-        layout.trees,
-        layout.responses,
-        layout.segment[start:end],
-        layout.prompt[start:end],
-        layout.positions[start:end],
-        layout.longest,
+    return replace(
+        layout,
+        segment=layout.segment[start:end],
+        prompt=layout.prompt[start:end],
+        positions=layout.positions[start:end],
     )
 
 

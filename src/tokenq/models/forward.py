@@ -20,6 +20,7 @@ from tokenq.errors import UserError
 from tokenq.models.attention import set_attention, use_tree_attention
 from tokenq.models.head import Head, TokenLogps, token_logps_of
 from tokenq.models.packing import Ids, Pack, pack_trees
+from tokenq.models.reference import scoring
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def enable_packed(model: nn.Module) -> None:
     """Let `model(packed=pack)` return :class:`TokenLogps` in pack order. Idempotent.
 
     Ordinary calls are unchanged. The first call makes the choice between the packed and the plain
-    forward by comparing both on a small probe (:func:`sharing_is_valid`); a model whose masks,
+    forward by comparing both on a small probe (:func:`sharing_problem`); a model whose masks,
     recurrence or attention options do not allow sharing runs row by row, and a warning says so.
     """
     inner = causal_lm(model)
@@ -169,19 +170,13 @@ def _check_head(model: PreTrainedModel) -> None:
         raise UserError(f"{name}: has no backbone apart from its head; not supported")
     weight = embedding_weight(model)
     ids = torch.arange(min(8, len(weight)), device=weight.device)[None]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-            ours = Head.of(model).logits(states)
-            logits = model(input_ids=ids, use_cache=False).logits[0].to(ours.dtype)
-    finally:
-        model.train(training)
-    half = torch.finfo(weight.dtype).bits <= 16
+    with scoring(model):
+        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        ours = Head.of(model).logits(states)
+        logits = model(input_ids=ids, use_cache=False).logits[0].to(ours.dtype)
     # Damaged weights, nan on both sides, are for the caller to find: the head is the same.
     difference, size = (x.nan_to_num(0.0, 0.0, 0.0).norm() for x in (ours - logits, logits))
-    if difference > (5e-2 if half else 1e-3) * size:
+    if difference > _tolerance(weight.dtype) * size:
         raise UserError(f"{name}: changes its logits in a way that tokenq does not know")
 
 
@@ -212,22 +207,21 @@ def sharing_problem(model: PreTrainedModel) -> str | None:
     prompts: list[Ids] = [first, first, second, second]
     pack = pack_trees(prompts, [ids(7), ids(4), ids(3), ids(6)], token_budget=1024)[0]
     pack = pack.to(embedding.device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            plain = row_hidden(model, pack).float()
-            try:
-                shared = tree_hidden(model, pack).float()
-            except Exception as error:  # modelling code that we do not know may raise anything
-                return f"{type(error).__name__}: {error}"
-    finally:
-        model.train(training)
-    half = torch.finfo(next(model.parameters()).dtype).bits <= 16
+    with scoring(model):
+        plain = row_hidden(model, pack).float()
+        try:
+            shared = tree_hidden(model, pack).float()
+        except Exception as error:  # modelling code that we do not know may raise anything
+            return f"{type(error).__name__}: {error}"
     difference = float((plain - shared).norm() / plain.norm())
-    if not difference <= (5e-2 if half else 1e-3):
+    if not difference <= _tolerance(next(model.parameters()).dtype):
         return f"a probe differed by {difference:.1e} of its size"
     return None
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """How far two ways to the same numbers may lie apart, as a fraction of their size."""
+    return 5e-2 if torch.finfo(dtype).bits <= 16 else 1e-3
 
 
 def response_hidden(

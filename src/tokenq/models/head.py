@@ -131,7 +131,6 @@ class _LinearHead(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.scale, ctx.softcap, ctx.chunk = scale, softcap, chunk
-        ctx.has_bias = bias is not None
         keep = len(hidden) <= chunk and softcap is None and any(ctx.needs_input_grad)
         softmax = None
         parts = []
