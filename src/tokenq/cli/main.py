@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "fine-tune a model on preferences or on answers",
     "credit": "show which tokens a trained model likes and blames",
     "eval": "pair accuracy, margins and calibration on preference data",
+    "reproduce": "one published claim re-run: its figure and table, with confidence intervals",
     "doctor": "what is installed, which devices there are, which features are on",
 }
 """Name (also the module in `tokenq.cli`) and what the command is for."""

@@ -3,8 +3,14 @@
 Imports torch only. To add one: a file with a dataclass, a line in `OBJECTIVES`, its test.
 """
 
-from tokenq.objectives.base import Metrics, Objective, masked_sum
-from tokenq.objectives.batch import PairLogps, ResponseLogps
+from tokenq.objectives.base import Metrics, Objective
+from tokenq.objectives.batch import (
+    LabelledLogps,
+    PairLogps,
+    RankedLogps,
+    ResponseLogps,
+    StepFeatures,
+)
 from tokenq.objectives.dpo import DPO
 from tokenq.objectives.sft import SFT
 
@@ -15,9 +21,11 @@ __all__ = [
     "DPO",
     "OBJECTIVES",
     "SFT",
+    "LabelledLogps",
     "Metrics",
     "Objective",
     "PairLogps",
+    "RankedLogps",
     "ResponseLogps",
-    "masked_sum",
+    "StepFeatures",
 ]

@@ -6,7 +6,14 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tokenq.objectives.base import Metrics, masked_sum
+from tokenq.objectives.base import (
+    REFERENCE,
+    Metrics,
+    Need,
+    batch_mean,
+    require_positive,
+    reward_metrics,
+)
 from tokenq.objectives.batch import PairLogps
 
 
@@ -29,29 +36,24 @@ class DPO:
     """
 
     kind: ClassVar[Literal["preference"]] = "preference"
-    needs_reference: ClassVar[bool] = True
+    couples_rows: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = REFERENCE
 
     beta: float = 0.1
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be > 0, got {self.beta}")
+        require_positive(beta=self.beta)
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
 
     def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
-        chosen = self.beta * masked_sum(batch.chosen - batch.ref_chosen, batch.chosen_mask)
-        rejected = self.beta * masked_sum(batch.rejected - batch.ref_rejected, batch.rejected_mask)
+        chosen = self.beta * batch.chosen_side.log_ratios.sum(-1)
+        rejected = self.beta * batch.rejected_side.log_ratios.sum(-1)
         margin = chosen - rejected
         e = self.label_smoothing
-        loss = -((1 - e) * logsigmoid(margin) + e * logsigmoid(-margin)).mean()
-        return loss, {
-            "rewards/chosen": chosen.detach().mean(),
-            "rewards/rejected": rejected.detach().mean(),
-            "rewards/margins": margin.detach().mean(),
-            "rewards/accuracies": (margin.detach() > 0).to(margin.dtype).mean(),
-        }
+        loss = -batch_mean((1 - e) * logsigmoid(margin) + e * logsigmoid(-margin))
+        return loss, reward_metrics(chosen, rejected)
 
     def weight(self, batch: PairLogps) -> Tensor:
         """Number of pairs."""

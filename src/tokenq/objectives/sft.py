@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from tokenq.objectives.base import Metrics, masked_sum
+from tokenq.objectives.base import NOTHING, Metrics, Need
 from tokenq.objectives.batch import ResponseLogps
 
 
@@ -18,12 +18,13 @@ class SFT:
     """
 
     kind: ClassVar[Literal["sft"]] = "sft"
-    needs_reference: ClassVar[bool] = False
+    couples_rows: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, batch: ResponseLogps) -> tuple[Tensor, Metrics]:
-        nll = -masked_sum(batch.logps, batch.mask).sum() / self.weight(batch)
+        nll = -batch.log_probs.sum() / self.weight(batch).clamp_min(1)
         return nll, {"nll": nll.detach()}
 
     def weight(self, batch: ResponseLogps) -> Tensor:
         """Number of response tokens."""
-        return batch.mask.sum().to(batch.logps.dtype)
+        return batch.lengths.sum()

@@ -52,7 +52,7 @@ class Mixture:
     @property
     def needs_reference(self) -> bool:
         """True if any term is measured against a reference."""
-        return any(term.objective.needs_reference for term in self.terms)
+        return any("reference" in term.objective.needs for term in self.terms)
 
     def check_data(self, kind: str, source: str) -> None:
         """Raise UserError if rows of `kind` lack what a term learns from."""

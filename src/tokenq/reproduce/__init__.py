@@ -1,0 +1,13 @@
+"""Published claims, each re-run by one command: `tokenq reproduce NAME`.
+
+One file an experiment. A new one is a file and a line in `EXPERIMENTS`.
+"""
+
+EXPERIMENTS = {
+    "theory": "every identity of the token MDP on random trees, with its measured error",
+    "udrra": "what each objective converges to, and how fast, against the exact target",
+    "objectives": "every objective on the same film review pairs, held-out measures",
+    "reference": "the reference policy: beta, none, stronger, mismatched",
+    "bmc": "bridged pairs and token weights, with the truth known for every token",
+}
+"""Name (also the module in `tokenq.reproduce`) and what it shows."""
