@@ -80,7 +80,7 @@ def carry_out(
 
     only_draw: make figure and page again from the results that are there.
     """
-    check_writable(run.out)
+    check_writable(run.out, "--out")
     path = run.out / "results.json"
     if only_draw:
         if not path.is_file():

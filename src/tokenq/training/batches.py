@@ -156,7 +156,8 @@ def pair_view(logps: Sides, ref_logps: Sides | None) -> PairLogps:
         ref_chosen, ref_rejected = torch.zeros_like(chosen), torch.zeros_like(rejected)
     else:
         ref_chosen, ref_rejected = ref_logps.values
-    return PairLogps(chosen, rejected, ref_chosen, ref_rejected, *logps.masks)
+    chosen_mask, rejected_mask = logps.masks
+    return PairLogps(chosen, rejected, ref_chosen, ref_rejected, chosen_mask, rejected_mask)
 
 
 def response_view(logps: Sides, ref_logps: Sides | None) -> ResponseLogps:
