@@ -37,6 +37,8 @@ def needed_bytes(model: nn.Module, args: PreferenceConfig, saves: int) -> int:
     """Bytes of all checkpoints that exist at once, and of the final weights."""
     optimizer = OptimizerNames(args.optim).value
     each = checkpoint_bytes(model, optimizer, args.save_only_model)
+    if args.sync_ref_model and not args.save_only_model:
+        each += checkpoint_bytes(model, optimizer, save_only_model=True)  # the moving reference
     kept = min(saves, (args.save_total_limit or saves) + 1)  # the new one before an old one goes
     return each * kept + checkpoint_bytes(model, optimizer, save_only_model=True)
 

@@ -20,6 +20,7 @@ from tokenq.training.card import CARD_FILE
 from tokenq.training.dataset import Split
 from tokenq.training.finite import FiniteTrainer
 from tokenq.training.metrics import MetricWindow, merge
+from tokenq.training.moving_reference import MovingReference
 from tokenq.training.preflight import check_disk
 from tokenq.training.reference import Reference
 
@@ -66,6 +67,8 @@ class ResumableTrainer(FiniteTrainer):
         checkpoint = checkpoints.resolve_resume(resume_from_checkpoint, output_dir)
         if checkpoint is not None:
             self._check_same_reference(checkpoint)
+            if isinstance(self.reference, MovingReference):
+                self.reference.restore(checkpoint)
             self._progress = checkpoints.Progress.load(checkpoint)
         if self.is_world_process_zero():
             checkpoints.clear_unfinished(output_dir)
@@ -106,6 +109,8 @@ class ResumableTrainer(FiniteTrainer):
             self._save_optimizer_and_scheduler(str(staging))
             self._save_scaler(str(staging))
             self._save_rng_state(str(staging))
+            if self.args.should_save and isinstance(self.reference, MovingReference):
+                self.reference.save(staging)
         if self.state.best_global_step == step:
             self.state.best_model_checkpoint = str(final)
         progress = self._current_progress()
