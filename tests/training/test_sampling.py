@@ -4,9 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenq.training.batches import Batch, Collator, Sides, in_flat_order, micro_batches
+from tokenq.training.batches import Batch, Collator, micro_batches
 from tokenq.training.metrics import MetricWindow, means, merge
 from tokenq.training.sampling import GlobalBatchSampler
+from tokenq.training.scores import Scores, in_flat_order
 
 
 def batches_of(size: int, per: int, accumulation: int, world: int, epoch: int) -> list[set[int]]:
@@ -88,10 +89,11 @@ def test_no_rows_make_no_micro_batch() -> None:
 
 def test_sides_are_padded_apart() -> None:
     rows = [torch.ones(2), torch.ones(3), torch.full((1,), 5.0), torch.full((4,), 6.0)]
-    sides = Sides.of(rows, 2)
-    assert sides.values[0].tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert sides.values[1].tolist() == [[5, 0, 0, 0], [6, 6, 6, 6]]
-    assert sides.masks[1].tolist() == [[True, False, False, False], [True] * 4]
+    batch = Batch((0, 1), ([9], [9]), (([1] * 2, [1]), ([1] * 3, [1] * 4)))
+    chosen, rejected = (Scores(batch, rows).side(number) for number in (0, 1))
+    assert chosen.logps.tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert rejected.logps.tolist() == [[5, 0, 0, 0], [6, 6, 6, 6]]
+    assert rejected.mask.tolist() == [[True, False, False, False], [True] * 4]
 
 
 def test_metrics_weigh_parts_within_a_step_and_average_steps() -> None:

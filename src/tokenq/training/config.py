@@ -3,6 +3,7 @@
 Names and defaults follow TRL's `DPOConfig`; every default that differs says why.
 """
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from tokenq.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 TRUNCATION_MODES = ("keep_start", "keep_end")
 SAMPLING_STRATEGIES = ("random", "sequential")
@@ -64,26 +67,45 @@ class PreferenceConfig(TrainingArguments):
     # The objective
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid"],
-        metadata={"help": "Objectives by name; several are added with `loss_weights`."},
+        metadata={
+            "help": "Objectives by name; several are added with `loss_weights`.",
+            "aliases": ["--objective"],
+        },
     )
     loss_weights: list[float] | None = field(
         default=None,
         metadata={"help": "One weight for each `loss_type`; unset: 1 for each."},
     )
-    beta: float = field(
-        default=0.1,
+    beta: float | None = field(
+        default=None,
         metadata={
             "help": "Strength of the KL constraint; the reward of a token is beta times the "
-            "log-ratio in nats."
+            "log-ratio in nats. Unset: the objective's own, 0.1 for DPO."
         },
     )
-    label_smoothing: float = field(
-        default=0.0,
-        metadata={"help": "Probability in [0, 0.5) that a preference label is flipped."},
+    label_smoothing: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability in [0, 0.5) that a preference label is flipped. Unset: the "
+            "objective's own, 0 for DPO."
+        },
     )
     objective_args: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "JSON with further hyper-parameters of the chosen objectives."},
+    )
+    oracle: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trained model whose token rewards an objective asks for (tgdpo, sepo); "
+            "it is not trained."
+        },
+    )
+    oracle_reference: str | None = field(
+        default=None, metadata={"help": "What the oracle's training started from."}
+    )
+    oracle_beta: float = field(
+        default=0.1, metadata={"help": "Scale of the oracle's rewards, times nats."}
     )
 
     # The reference
@@ -99,6 +121,20 @@ class PreferenceConfig(TrainingArguments):
         metadata={
             "help": "Folder of the reference cache; unset: in tokenq's cache, shared by all runs."
         },
+    )
+    sync_ref_model: bool = field(
+        default=False,
+        metadata={
+            "help": "Let the reference follow the policy (TR-DPO): every `ref_model_sync_steps` "
+            "steps it goes `ref_model_mixup_alpha` of the way. Not with adapters."
+        },
+    )
+    ref_model_mixup_alpha: float = field(
+        default=0.6,
+        metadata={"help": "Share in (0, 1] of the policy in the moved reference."},
+    )
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "Optimiser steps between two moves of the reference."}
     )
 
     # The data
@@ -161,6 +197,12 @@ class PreferenceConfig(TrainingArguments):
             self.loss_type = [self.loss_type]
         if self.early_stopping_patience is not None and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            logger.warning(
+                "sync_ref_model: the reference moves, so it is run in every step "
+                "(precompute_ref_log_probs: false)"
+            )
+            self.precompute_ref_log_probs = False
         super().__post_init__()
         self._check_values()
 
@@ -171,6 +213,11 @@ class PreferenceConfig(TrainingArguments):
 
     def _check_values(self) -> None:
         _positive("token_budget", self.token_budget)
+        _positive("ref_model_sync_steps", self.ref_model_sync_steps)
+        if not 0.0 < self.ref_model_mixup_alpha <= 1.0:
+            raise UserError(
+                f"ref_model_mixup_alpha: must lie in (0, 1], got {self.ref_model_mixup_alpha}"
+            )
         for name in ("max_length", "max_prompt_length", "early_stopping_patience"):
             _positive(name, getattr(self, name))
         _one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)

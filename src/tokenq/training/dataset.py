@@ -5,17 +5,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import pyarrow
 from pyarrow import compute
 from transformers import PreTrainedTokenizerBase
 
 from tokenq.data import PreparationReport, Prepared, Rows, load_rows, prepare
 from tokenq.data.preparation import TruncationMode
 from tokenq.errors import UserError
+from tokenq.training.batches import Collator, Ids
+from tokenq.training.columns import token_features, with_mismatched
 from tokenq.training.config import PreferenceConfig
 from tokenq.training.mixture import Mixture
 
 TOKENISED = {
     "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
+    "ranked": ("prompt_ids", "completions_ids", "ranks"),
+    "unpaired": ("prompt_ids", "completion_ids", "label"),
     "sft": ("prompt_ids", "completion_ids"),
 }
 
@@ -26,16 +31,34 @@ NO_LIMIT = 2**31
 class Split:
     """One set of tokenised rows.
 
-    columns: token-id columns of the answers that the objectives look at
-    report:  what preparation did, or None if the rows came tokenised
+    columns:  token-id columns of the answers that the objectives look at
+    features: token features that every answer has a column of
+    report:   what preparation did, or None if the rows came tokenised
     """
 
     dataset: Any
     kind: str
     columns: tuple[str, ...]
+    features: tuple[str, ...]
     source: str
     fingerprint: str
     report: PreparationReport | None
+
+    @property
+    def collator(self) -> Collator:
+        """Collects the set's rows."""
+        return Collator(self.columns, self.kind, self.features)
+
+
+def answers(split: Split) -> tuple[list[Ids], list[Ids]]:
+    """Return (prompts, answers) of the whole set, one entry for each answer to be scored."""
+    mismatched = ["mismatched_ids"] if "mismatched_ids" in split.dataset.column_names else []
+    rows = split.dataset.select_columns(["prompt_ids", *split.columns, *mismatched])[:]
+    found: list[tuple[Ids, Ids]] = []
+    for name in (*split.columns, *mismatched):
+        for prompt, value in zip(rows["prompt_ids"], rows[name], strict=True):
+            found += [(prompt, each) for each in (value if split.kind == "ranked" else [value])]
+    return [prompt for prompt, _ in found], [answer for _, answer in found]
 
 
 def prepare_split(
@@ -69,15 +92,19 @@ def prepare_split(
     dataset = source if prepared is None else prepared.dataset
     kind = _tokenised_kind(dataset, name) if prepared is None else prepared.kind
     mixture.check_data(kind, name)
+    columns = mixture.response_columns(kind)
     if isinstance(dataset, datasets.Dataset):
         if not len(dataset):
             raise UserError(f"{name}: no row is left after preparation; see the report above")
         if "row" not in dataset.column_names:
             dataset = dataset.add_column("row", list(range(len(dataset))))
+    if "mismatched" in mixture.needs:
+        dataset = with_mismatched(dataset, columns[0], args, name)
     return Split(
         dataset=dataset,
         kind=kind,
-        columns=mixture.response_columns(kind),
+        columns=columns,
+        features=token_features(dataset, columns, mixture, args, name),
         source=name,
         fingerprint=dataset._fingerprint if prepared is None else prepared.fingerprint,
         report=None if prepared is None else prepared.report,
@@ -90,13 +117,28 @@ def check_lengths(split: Split, positions: int | None) -> None:
         return
     columns = ["prompt_ids", *split.columns]
     table = split.dataset.select_columns(columns).with_format("arrow")[:]
-    prompt, *answers = (compute.list_value_length(table[name]) for name in columns)
-    longest = max(compute.max(compute.add(prompt, answer)).as_py() for answer in answers)
+    prompt, *answers = (table[name] for name in columns)
+    lengths = [_answer_lengths(answer, split.kind) for answer in answers]
+    longest = max(
+        compute.max(compute.add(compute.list_value_length(prompt), length)).as_py()
+        for length in lengths
+    )
     if longest > positions:
         raise UserError(
             f"{split.source}: a row has {longest} tokens, but the model has {positions} positions "
             f"(max_position_embeddings); set max_length to {positions} or less"
         )
+
+
+def _answer_lengths(answers: Any, kind: str) -> Any:
+    """Tokens of each row's answer, of the longest one where a row has several."""
+    if kind != "ranked":
+        return compute.list_value_length(answers)
+    answers = answers.combine_chunks()
+    rows = compute.list_parent_indices(answers)
+    lengths = compute.list_value_length(compute.list_flatten(answers))
+    table = pyarrow.table({"row": rows, "length": lengths})
+    return table.group_by("row").aggregate([("length", "max")]).sort_by("row")["length_max"]
 
 
 def _tokenised_kind(dataset: Any, name: str) -> str:

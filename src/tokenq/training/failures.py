@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenq.errors import UserError
 from tokenq.storage import write_text
+from tokenq.training.scores import Scores
 
 FILE = "nan_batch.json"
 
@@ -24,6 +25,18 @@ class Trace:
     def not_finite(self) -> list[str]:
         """Names of the tensors that hold a NaN or an infinity."""
         return [name for name, value in self.tensors.items() if not torch.isfinite(value).all()]
+
+
+def named_tensors(scores: Scores) -> dict[str, Tensor]:
+    """Return what a batch's answers scored, by the name that an error message gives it."""
+    sources = {"logps": scores.logps, "ref_logps": scores.ref_logps or [], **scores.features}
+    sides = {0: "chosen", 1: "rejected"} if scores.batch.kind == "preference" else {}
+    tensors: dict[str, list[Tensor]] = {}
+    places = scores.batch.places()
+    for name, rows in sources.items():
+        for (_, number), row in zip(places, rows, strict=False):
+            tensors.setdefault(f"{name} of {sides.get(number, 'completion')}", []).append(row)
+    return {name: torch.cat(rows).detach() for name, rows in tensors.items()}
 
 
 def first_bad_gradients(model: nn.Module, most: int = 5) -> list[str]:

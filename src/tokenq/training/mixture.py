@@ -7,10 +7,12 @@ from typing import Any
 
 from tokenq.errors import UserError
 from tokenq.objectives import OBJECTIVES
+from tokenq.objectives.base import Need
 from tokenq.training.config import PreferenceConfig
+from tokenq.training.scores import VIEWS, accepted_rows
 
-ACCEPTS = {"preference": ("preference",), "sft": ("sft", "preference")}
-"""Kinds of rows that an objective of a kind can learn from; SFT takes a pair's chosen side."""
+ARGUMENTS = ("beta", "label_smoothing")
+"""Hyper-parameters that have an argument of their own; the others stand in `objective_args`."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,29 @@ class Mixture:
         )
 
     @property
+    def needs(self) -> frozenset[Need]:
+        """All that any term needs beside the policy's log-probs."""
+        return frozenset().union(*(term.objective.needs for term in self.terms))
+
+    @property
     def needs_reference(self) -> bool:
         """True if any term is measured against a reference."""
-        return any("reference" in term.objective.needs for term in self.terms)
+        return "reference" in self.needs
+
+    def asking_for(self, need: Need) -> list[str]:
+        """Names of the terms that need it."""
+        return [term.name for term in self.terms if need in term.objective.needs]
+
+    @property
+    def couples_rows(self) -> bool:
+        """True if a term of some objective depends on several rows of the batch."""
+        return any(term.objective.couples_rows for term in self.terms)
 
     def check_data(self, kind: str, source: str) -> None:
         """Raise UserError if rows of `kind` lack what a term learns from."""
         for term in self.terms:
-            accepted = ACCEPTS[term.objective.kind]
-            if kind not in accepted:
+            if (term.objective.kind, kind) not in VIEWS:
+                accepted = accepted_rows(term.objective.kind)
                 raise UserError(
                     f"{source}: holds {kind} rows, but loss_type {term.name} learns from "
                     f"{' or '.join(accepted)} rows"
@@ -66,7 +82,9 @@ class Mixture:
 
     def response_columns(self, kind: str) -> tuple[str, ...]:
         """Columns of prepared `kind` rows whose tokens the terms look at."""
-        if kind == "sft":
+        if kind == "ranked":
+            return ("completions_ids",)
+        if kind != "preference":
             return ("completion_ids",)
         if all(term.objective.kind == "sft" for term in self.terms):
             return ("chosen_ids",)
@@ -83,7 +101,8 @@ def _objective_class(name: str) -> type:
 
 def _instance(name: str, class_: type, config: PreferenceConfig, extra: dict[str, Any]) -> Any:
     names = [field.name for field in dataclasses.fields(class_)]
-    values = {key: getattr(config, key) for key in names if hasattr(config, key)}
+    given = {key: getattr(config, key) for key in ARGUMENTS if key in names}
+    values = {key: value for key, value in given.items() if value is not None}
     values |= {key: extra[key] for key in names if key in extra}
     try:
         return class_(**values)

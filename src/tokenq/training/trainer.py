@@ -32,28 +32,24 @@ from tokenq.allocator import keep_freed_memory
 from tokenq.errors import UserError
 from tokenq.models.forward import compile_layers, enable_packed
 from tokenq.models.loading import load_tokenizer
-from tokenq.models.packing import Pack, pack_trees
-from tokenq.models.reference import AdapterOff
+from tokenq.models.packing import pack_trees
 from tokenq.training import failures
-from tokenq.training.batches import (
-    VIEWS,
-    Batch,
-    Collator,
-    Sides,
-    in_flat_order,
-    micro_batches,
-    shape_of,
-)
+from tokenq.training.batches import Batch, Collator, micro_batches
 from tokenq.training.card import model_card
 from tokenq.training.config import PreferenceConfig, fsdp_requested
-from tokenq.training.dataset import Split, check_lengths, prepare_split
+from tokenq.training.dataset import Split, answers, check_lengths, prepare_split
 from tokenq.training.metrics import MetricWindow, means, merge
 from tokenq.training.mixture import Mixture
+from tokenq.training.moving_reference import MovingReference, SyncReference
 from tokenq.training.policy import name_of, positions_of, trainable_policy
 from tokenq.training.preflight import check_writable
-from tokenq.training.reference import open_reference
+from tokenq.training.reference_names import Given, check_vocabularies
+from tokenq.training.reference_opening import open_reference
+from tokenq.training.rewards import TokenRewards
 from tokenq.training.sampling import EpochDataLoader, GlobalBatchSampler
 from tokenq.training.saving import RestoreProgress, ResumableTrainer
+from tokenq.training.scores import VIEWS, Scores, blank_scores
+from tokenq.training.scoring import Scorer, as_leaves, differentiable, joined
 
 Source = Any
 """Rows in any form that `prepare_split` reads."""
@@ -81,7 +77,8 @@ class PreferenceTrainer(ResumableTrainer):
     Args:
         model: a causal LM, a PEFT model, or a name for `tokenq.models.load_policy`.
         ref_model: the frozen reference, by name or loaded. None: the policy as it is given, or its
-            base where `peft_config` adds a fresh adapter.
+            base where `peft_config` adds a fresh adapter. "none", "uniform", "marginal" and
+            "marginal:NAME" are references beside a model, a list or "A,B" is the mean of several.
         args: see :class:`PreferenceConfig`.
         train_dataset: a path or hub name, `Rows`, `Prepared`, or a tokenised `datasets` set.
         eval_dataset: the same, or a dict of named sets.
@@ -103,7 +100,7 @@ class PreferenceTrainer(ResumableTrainer):
     def __init__(
         self,
         model: PreTrainedModel | PeftModel | str | Path,
-        ref_model: PreTrainedModel | PeftModel | AdapterOff | str | Path | None = None,
+        ref_model: Given = None,
         args: PreferenceConfig | None = None,
         train_dataset: Source = None,
         eval_dataset: Source | Mapping[str, Source] | None = None,
@@ -127,10 +124,17 @@ class PreferenceTrainer(ResumableTrainer):
             check_lengths(split, positions_of(model, args))
         self.model_name = model_name or name_of(model)
         self.card_notes = dict(card_notes or {})
+        if self.mixture.needs_reference:
+            check_vocabularies(ref_model, processing_class, self.model_name, args)
         policy = trainable_policy(model, args, peft_config)
         self.reference = None
         if self.mixture.needs_reference:
-            self.reference = open_reference(policy, ref_model, peft_config is not None, args)
+            self.reference = open_reference(
+                policy, ref_model, peft_config is not None, args, processing_class
+            )
+        self.rewards = None
+        if "rewards" in self.mixture.needs and not _all_bring(self.splits, "rewards"):
+            self.rewards = TokenRewards.open(args, processing_class)
         if args.early_stopping_patience is not None:
             stopping = EarlyStoppingCallback(
                 args.early_stopping_patience, args.early_stopping_threshold
@@ -155,12 +159,19 @@ class PreferenceTrainer(ResumableTrainer):
         self.loss_is_scaled_for_ga = True
         self.window = MetricWindow()
         self.traces: list[failures.Trace] = []
+        self._score = Scorer(self.mixture.needs, args.device, self.reference, self.rewards)
         self._filler = pack_trees([[0]], [[0]], token_budget=2)[0].to(args.device)
         self.add_callback(RestoreProgress(self))
+        if isinstance(self.reference, MovingReference):
+            self.add_callback(SyncReference(self.reference))
         if self.reference is not None:
             for split in self.splits.values():
                 self._fill_reference(split)
             self.reference.release_policy()
+        if self.rewards is not None:
+            for split in self.splits.values():
+                self.rewards.fill(*answers(split), args)
+            self.rewards.release()
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; on CPU, FSDP2 is honoured instead of quietly becoming DDP."""
@@ -219,7 +230,7 @@ class PreferenceTrainer(ResumableTrainer):
         return EpochDataLoader(
             split.dataset,
             batch_sampler=sampler,
-            collate_fn=Collator(split.columns),
+            collate_fn=split.collator,
             num_workers=self.args.dataloader_num_workers,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -231,7 +242,7 @@ class PreferenceTrainer(ResumableTrainer):
         share = split_dataset_by_node(
             split.dataset, rank=self.args.process_index, world_size=self.args.world_size
         )
-        return DataLoader(share, batch_size=batch_size, collate_fn=Collator(split.columns))
+        return DataLoader(share, batch_size=batch_size, collate_fn=split.collator)
 
     # ---- One optimiser step ----
 
@@ -248,7 +259,7 @@ class PreferenceTrainer(ResumableTrainer):
         # A process whose stream has ended keeps step with the others.
         batches += [Collator(())([])] * (num_batches - drawn)
         micro = [micro_batches(batch, self.args.token_budget) for batch in batches]
-        shapes = [shape_of(batch) for batch in batches if len(batch)]
+        shapes = [blank_scores(batch) for batch in batches if len(batch)]
         weights = [
             sum(self._weight(term.objective, shape) for shape in shapes)
             for term in self.mixture.terms
@@ -269,8 +280,8 @@ class PreferenceTrainer(ResumableTrainer):
         ]
         return parts, None
 
-    def _weight(self, objective: Any, shape: Sides) -> float:
-        return float(objective.weight(VIEWS[objective.kind](shape, None)))
+    def _weight(self, objective: Any, shape: Scores) -> float:
+        return float(objective.weight(VIEWS[objective.kind, shape.batch.kind](shape)))
 
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: StepPart, num_items_in_batch: Any = None
@@ -282,6 +293,8 @@ class PreferenceTrainer(ResumableTrainer):
         """
         model.train()
         self._optimizer_mode("train")
+        if self.mixture.couples_rows and inputs.rounds > 1:
+            return self._coupled_step(model, inputs)
         total = torch.zeros((), device=self.args.device)
         for i in range(inputs.rounds):
             with self._gradient_sync(model, last=i == inputs.rounds - 1):
@@ -306,58 +319,64 @@ class PreferenceTrainer(ResumableTrainer):
             return nullcontext()
         return self.accelerator.no_sync(model)
 
+    def _coupled_step(self, model: nn.Module, inputs: StepPart) -> Tensor:
+        """The part's gradient where its rows must be seen together but not run together.
+
+        One pass without gradients gives all scores and the loss, hence the loss's slope in every
+        score; a second pass, micro-batch by micro-batch, carries the slopes into the weights.
+        """
+        with torch.no_grad(), torch.random.fork_rng():  # the second pass drops out the same units
+            parts = [self._observed(model, batch) for batch in inputs.micro]
+            for _ in range(inputs.rounds - len(inputs.micro)):
+                self._empty_loss(model)
+        total, slopes = torch.zeros((), device=self.args.device), []
+        if parts:
+            leaves = [as_leaves(part) for part in parts]
+            total = self._loss(joined(leaves), inputs.totals) * self.args.world_size
+            values = [value for part in leaves for value in differentiable(part)]
+            slopes = list(torch.autograd.grad(total, values, allow_unused=True))
+        for i in range(inputs.rounds):
+            with self._gradient_sync(model, last=i == inputs.rounds - 1):
+                if i < len(inputs.micro):
+                    scores, _ = self._score(model, inputs.micro[i])
+                    values = differentiable(scores)
+                    mine, slopes = slopes[: len(values)], slopes[len(values) :]
+                    pairs = zip(values, mine, strict=True)
+                    loss = torch.stack(
+                        [(value * slope).sum() for value, slope in pairs if slope is not None]
+                    ).sum()
+                else:
+                    loss = self._empty_loss(model)
+                self.accelerator.backward(loss)
+        return total.detach()
+
     def _micro_loss(self, model: nn.Module, batch: Batch, totals: tuple[float, ...]) -> Tensor:
         """Return the micro-batch's summand of the global mean; adds its metrics and its trace."""
-        logps, ref_logps = self._sides(model, batch)
+        return self._loss(self._observed(model, batch), totals)
+
+    def _observed(self, model: nn.Module, batch: Batch) -> Scores:
+        """Score a batch and add its tokens' metrics to the window."""
+        scores, metrics = self._score(model, batch)
+        for name, (value, weight) in metrics.items():
+            self.window.add(name, value, weight)
+        return scores
+
+    def _loss(self, scores: Scores, totals: tuple[float, ...]) -> Tensor:
+        """Return the summand of the global mean; adds the objectives' metrics and the trace."""
         loss = torch.zeros((), device=self.args.device)
-        trace = {"logps": logps, **({} if ref_logps is None else {"ref_logps": ref_logps})}
-        tensors = {
-            f"{name} of {side}": values.detach()
-            for name, sides in trace.items()
-            for side, values in zip(("chosen", "rejected"), sides.values, strict=False)
-        }
+        tensors = failures.named_tensors(scores)
         for term, terms_in_batch in zip(self.mixture.terms, totals, strict=True):
-            view = VIEWS[term.objective.kind](logps, ref_logps)
+            view = VIEWS[term.objective.kind, scores.batch.kind](scores)
             value, metrics = term.objective(view)
             weight = term.objective.weight(view)
-            loss = loss + term.weight * value * (weight / terms_in_batch)
+            loss = loss + term.weight * value * (weight / (terms_in_batch or 1.0))
             tensors[f"loss {term.name}"] = value.detach()
             if len(self.mixture.terms) > 1:
                 metrics = {**metrics, f"loss/{term.name}": value}
             for name, metric in metrics.items():
                 self.window.add(name, metric, weight)
-        self.traces.append(failures.Trace(batch.rows, tensors))
+        self.traces.append(failures.Trace(scores.batch.rows, tensors))
         return loss
-
-    def _sides(self, model: nn.Module, batch: Batch) -> tuple[Sides, Sides | None]:
-        """Log-probs of the batch under policy and reference; adds the forward's metrics."""
-        count = len(batch.responses[0])
-        pack = batch.pack().to(self.args.device)
-        output = model(packed=pack)
-        logps = Sides.of(in_flat_order(output.logps, pack), count)
-        self._add_token_metrics(output, pack, logps, count)
-        if self.reference is None:
-            return logps, None
-        prompts, responses = batch.flat()
-        rows = [row.to(output.logps) for row in self.reference.logps(prompts, responses)]
-        return logps, Sides.of(rows, count)
-
-    def _add_token_metrics(self, output: Any, pack: Pack, logps: Sides, count: int) -> None:
-        tokens = output.logps.new_tensor(len(output.logps))
-        self.window.add("entropy", output.entropy.mean(), tokens)
-        correct = in_flat_order(output.correct, pack)
-        chosen = torch.cat(correct[: len(correct) // count]).to(output.logps.dtype)
-        self.window.add("mean_token_accuracy", chosen.mean(), chosen.new_tensor(len(chosen)))
-        if count == 2:
-            logits = in_flat_order(output.logits, pack)
-            half = len(logits) // 2
-            sides = zip(
-                ("chosen", "rejected"), logps.values, (logits[:half], logits[half:]), strict=True
-            )
-            for name, values, means in sides:
-                pairs, each = values.new_tensor(len(values)), torch.cat(means)
-                self.window.add(f"logps/{name}", values.detach().sum(-1).mean(), pairs)
-                self.window.add(f"logits/{name}", each.mean(), each.new_tensor(len(each)))
 
     def _empty_loss(self, model: nn.Module) -> Tensor:
         """Zero, through the whole model: collective operations need every process to take part."""
@@ -372,11 +391,11 @@ class PreferenceTrainer(ResumableTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the loss of one :class:`Batch` by itself (mean over its own terms)."""
-        shape = shape_of(inputs)
+        shape = blank_scores(inputs)
         totals = tuple(self._weight(term.objective, shape) for term in self.mixture.terms)
         self.window.begin_step()
         parts = micro_batches(inputs, self.args.token_budget)
-        loss = torch.stack([self._micro_loss(model, part, totals) for part in parts]).sum()
+        loss = self._loss(joined([self._observed(model, part) for part in parts]), totals)
         return (loss, {}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: StepPart) -> int:  # type: ignore[override]
@@ -457,25 +476,26 @@ class PreferenceTrainer(ResumableTrainer):
     def _evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         micro = micro_batches(batch, self.args.token_budget)
         rounds = int(self.all_processes([len(micro)])[:, 0].max())
-        for i in range(rounds):
-            if i >= len(micro):
-                self._empty_loss(model)
-                continue
-            logps, ref_logps = self._sides(model, micro[i])
-            for number, term in enumerate(self.mixture.terms):
-                view = VIEWS[term.objective.kind](logps, ref_logps)
-                value, metrics = term.objective(view)
-                weight = term.objective.weight(view)
-                self.window.add(f"loss/{number}", value, weight)
-                for name, metric in metrics.items():
-                    self.window.add(name, metric, weight)
+        parts = [self._observed(model, part) for part in micro]
+        for _ in range(rounds - len(micro)):
+            self._empty_loss(model)
+        if not parts:
+            return
+        scores = joined(parts)
+        for number, term in enumerate(self.mixture.terms):
+            view = VIEWS[term.objective.kind, batch.kind](scores)
+            value, metrics = term.objective(view)
+            weight = term.objective.weight(view)
+            self.window.add(f"loss/{number}", value, weight)
+            for name, metric in metrics.items():
+                self.window.add(name, metric, weight)
 
     # ---- The reference ----
 
     def _fill_reference(self, split: Split) -> None:
         assert self.reference is not None
         if has_length(split.dataset):
-            self.reference.fill(split.dataset, split.columns, self.args)
+            self.reference.fill(*answers(split), self.args)
         elif self.args.precompute_ref_log_probs:
             raise UserError(
                 f"{split.source}: a streamed set cannot be scored before training; "
@@ -485,6 +505,10 @@ class PreferenceTrainer(ResumableTrainer):
     def model_card(self) -> str:
         """See :func:`tokenq.training.card.model_card`."""
         return model_card(self)
+
+
+def _all_bring(splits: Mapping[str, Split], feature: str) -> bool:
+    return all(feature in split.features for split in splits.values())
 
 
 def _splits(
