@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenq.models.head import Head, token_logps_of
+from tokenq.errors import UserError
+from tokenq.models.head import Extras, Head, Predictions, TokenLogps, token_logps_of
 
 
 def plain(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -70,9 +71,12 @@ def test_half_precision_is_normalised_in_single() -> None:
     torch.testing.assert_close(got, want)
 
 
-def test_no_tensor_of_all_positions_and_the_vocabulary() -> None:
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_no_tensor_of_all_positions_and_the_vocabulary(with_reference: bool) -> None:
     vocabulary, positions, chunk = 500, 64, 8
     head = Head(nn.Linear(4, vocabulary, bias=False))
+    reference = Predictions(Head(nn.Linear(6, vocabulary)), torch.randn(positions, 6))
+    extras = Extras(collision=True, reference=reference) if with_reference else Extras()
     hidden = torch.randn(positions, 4, requires_grad=True)
     targets = torch.randint(vocabulary, (positions,))
     greatest = 0
@@ -87,5 +91,126 @@ def test_no_tensor_of_all_positions_and_the_vocabulary() -> None:
             return out
 
     with Watch():
-        token_logps_of(head, hidden, targets, chunk).logps.sum().backward()
+        got = token_logps_of(head, hidden, targets, chunk, extras)
+        (got.logps if got.kl is None else got.kl).sum().backward()
     assert greatest == chunk * vocabulary
+
+
+def dense(
+    head: Head, hidden: Tensor, targets: Tensor, theirs: Head, states: Tensor
+) -> dict[str, Tensor]:
+    def finished(h: Head, x: Tensor) -> Tensor:
+        logits = h.module(x) * h.scale
+        return logits if h.softcap is None else h.softcap * torch.tanh(logits / h.softcap)
+
+    logits, expected = finished(head, hidden), finished(theirs, states).detach()
+    policy = torch.distributions.Categorical(logits=logits)
+    reference = torch.distributions.Categorical(logits=expected)
+    return {
+        "logps": policy.log_prob(targets),
+        "taken": logits[range(len(targets)), targets],
+        "kl": torch.distributions.kl_divergence(reference, policy),
+        "collision": policy.probs.square().sum(-1).log().detach(),
+        "ref_logps": reference.log_prob(targets),
+    }
+
+
+@pytest.mark.parametrize("chunk", [4, 17, 100])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, None), (3.0, 1.5)])
+def test_extras_against_dense_distributions(
+    chunk: int, wrapped: bool, scale: float, softcap: float | None
+) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(5, 23, dtype=torch.float64)
+    head = Head(nn.Sequential(linear) if wrapped else linear, scale, softcap)
+    theirs = Head(nn.Linear(7, 23, dtype=torch.float64), 0.7)
+    hidden = torch.randn(37, 5, dtype=torch.float64, requires_grad=True)
+    states = torch.randn(37, 7, dtype=torch.float64)
+    targets = torch.randint(23, (37,))
+    extras = Extras(collision=True, reference=Predictions(theirs, states))
+    got = token_logps_of(head, hidden, targets, chunk, extras)
+    want = dense(head, hidden, targets, theirs, states)
+    for name, values in want.items():
+        torch.testing.assert_close(getattr(got, name), values, rtol=0, atol=1e-12)
+        assert getattr(got, name).requires_grad == (name in ("logps", "taken", "kl"))
+
+    inputs = [hidden, *linear.parameters()]
+    random = torch.randn(3, 37, dtype=torch.float64)
+
+    def mixed(values: list[Tensor]) -> tuple[Tensor, ...]:
+        total = sum((w * v).sum() for w, v in zip(random, values, strict=True))
+        return torch.autograd.grad(total, inputs)
+
+    grads = mixed([got.logps, got.taken, got.kl])
+    for a, b in zip(grads, mixed([want["logps"], want["taken"], want["kl"]]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    assert next(theirs.module.parameters()).grad is None
+
+
+@pytest.mark.parametrize("name", ["logps", "taken", "kl"])
+def test_each_value_alone_has_its_own_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    head = Head(nn.Linear(5, 23, dtype=torch.float64))
+    theirs = Head(nn.Linear(5, 23, dtype=torch.float64))
+    states = torch.randn(6, 5, dtype=torch.float64)
+    targets = torch.randint(23, (6,))
+    extras = Extras(reference=Predictions(theirs, states))
+
+    def value(hidden: Tensor) -> Tensor:
+        out: Tensor = getattr(token_logps_of(head, hidden, targets, 4, extras), name)
+        return out
+
+    hidden = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(value, (hidden,))
+
+
+def test_what_was_not_asked_for_is_absent_and_changes_nothing() -> None:
+    torch.manual_seed(0)
+    head = Head(nn.Linear(5, 23))
+    hidden, targets = torch.randn(40, 5), torch.randint(23, (40,))
+    plain_pass = token_logps_of(head, hidden, targets)
+    assert (plain_pass.collision, plain_pass.kl, plain_pass.ref_logps) == (None, None, None)
+    extras = Extras(collision=True, reference=Predictions(head, hidden))
+    full = token_logps_of(head, hidden, targets, extras=extras)
+    for name in ("logps", "taken", "entropy", "correct", "logits"):
+        assert torch.equal(getattr(full, name), getattr(plain_pass, name))
+    torch.testing.assert_close(full.kl, torch.zeros(40), rtol=0, atol=1e-6)
+    torch.testing.assert_close(full.ref_logps, full.logps)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_no_positions(wrapped: bool) -> None:
+    linear = nn.Linear(5, 23)
+    head = Head(nn.Sequential(linear) if wrapped else linear)
+    hidden, targets = torch.randn(0, 5, requires_grad=True), torch.randint(23, (0,))
+    extras = Extras(collision=True, reference=Predictions(Head(linear), torch.randn(0, 5)))
+    got = token_logps_of(head, hidden, targets, extras=extras)
+    assert isinstance(got, TokenLogps)
+    assert all(len(each) == 0 for each in got)
+    (got.logps.sum() + got.kl.sum()).backward()
+    assert torch.equal(linear.weight.grad, torch.zeros_like(linear.weight))
+
+
+def test_a_reference_of_another_vocabulary_is_refused() -> None:
+    hidden, targets = torch.randn(3, 5), torch.randint(20, (3,))
+    extras = Extras(reference=Predictions(Head(nn.Linear(5, 20)), hidden))
+    with pytest.raises(UserError, match="scores 20 tokens, the policy's 23"):
+        token_logps_of(Head(nn.Linear(5, 23)), hidden, targets, extras=extras)
+
+
+def test_half_precision_divergence_is_taken_in_single() -> None:
+    torch.manual_seed(0)
+    head = Head(nn.Linear(8, 500, dtype=torch.bfloat16))
+    theirs = Head(nn.Linear(8, 500, dtype=torch.bfloat16))
+    hidden = torch.randn(20, 8, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(500, (20,))
+    extras = Extras(reference=Predictions(theirs, hidden.detach()))
+    got = token_logps_of(head, hidden, targets, extras=extras)
+    policy, reference = (torch.log_softmax(h.module(hidden).float(), -1) for h in (head, theirs))
+    want = (reference.exp() * (reference - policy)).sum(-1)
+    assert got.kl.dtype == torch.float32
+    torch.testing.assert_close(got.kl, want)
+    (grad,) = torch.autograd.grad(got.kl.sum(), hidden)
+    (wanted,) = torch.autograd.grad((reference.exp().detach() * -policy).sum(), hidden)
+    torch.testing.assert_close(grad, wanted, rtol=5e-2, atol=2e-3)

@@ -1,7 +1,8 @@
 """The packed forward of a causal language model, and the plain one where sharing is not valid.
 
 `enable_packed(model)` teaches a model, also under PEFT, DDP or FSDP2 wrappers, to answer
-`model(packed=pack)` with the log-probabilities of the pack's responses.
+`model(packed=pack)` with the log-probabilities of the pack's responses, and with what else the pass
+over the vocabulary can tell: `model(packed=pack, extras=Extras(...))`.
 """
 
 import functools
@@ -9,6 +10,7 @@ import inspect
 import logging
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +20,9 @@ from transformers import PreTrainedModel
 
 from tokenq.errors import UserError
 from tokenq.models.attention import set_attention, use_tree_attention
-from tokenq.models.head import Head, TokenLogps, token_logps_of
+from tokenq.models.head import NO_EXTRAS, Extras, Head, Predictions, TokenLogps, token_logps_of
 from tokenq.models.packing import Ids, Pack, pack_trees
-from tokenq.models.reference import scoring
+from tokenq.models.reference import AdapterOff, scoring
 
 logger = logging.getLogger(__name__)
 
@@ -99,17 +101,25 @@ def _forward_with_packs(cls: type[PreTrainedModel]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def forward(
-        self: PreTrainedModel, *args: Any, packed: Pack | None = None, **kwargs: Any
+        self: PreTrainedModel,
+        *args: Any,
+        packed: Pack | None = None,
+        extras: Extras = NO_EXTRAS,
+        **kwargs: Any,
     ) -> Any:
         if packed is None:
             return original(self, *args, **kwargs)
         hidden = response_states(self, packed)
-        distinct = token_logps_of(Head.of(self), hidden, packed.targets)
-        return TokenLogps(*map(packed.for_every_row, distinct))
+        distinct = token_logps_of(Head.of(self), hidden, packed.targets, extras=extras)
+        every = [None if each is None else packed.for_every_row(each) for each in distinct]
+        return TokenLogps(*every)  # type: ignore[arg-type]
 
     parameters = inspect.signature(original).parameters
-    packed_parameter = inspect.Parameter("packed", inspect.Parameter.KEYWORD_ONLY, default=None)
-    ordered = sorted([*parameters.values(), packed_parameter], key=lambda p: p.kind)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in (("packed", None), ("extras", NO_EXTRAS))
+    ]
+    ordered = sorted([*parameters.values(), *added], key=lambda p: p.kind)
     forward.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
     return forward
 
@@ -118,6 +128,35 @@ def response_states(model: PreTrainedModel, pack: Pack) -> Tensor:
     """Return the hidden state [M, H] from which each distinct response token is predicted."""
     backbone: Backbone = model.__dict__.get(_BACKBONE, tree_hidden)
     return backbone(model, pack)
+
+
+def reference_predictions(reference: nn.Module | AdapterOff, pack: Pack) -> Predictions:
+    """Return what `reference` predicts at the target positions of `pack`, for `Extras`.
+
+    One forward, no gradient, dropout or adapter. Nothing is kept in the reference: a head that
+    adapters have wrapped is read with the reference's adapters whenever its logits are needed.
+    """
+    with scoring(reference) as model:
+        enable_packed(model)
+        inner = causal_lm(model)
+        hidden = response_states(inner, pack.to(embedding_weight(inner).device))
+        head = Head.of(inner)
+    if type(head.module) is not nn.Linear:
+        head = replace(head, module=_ScoringHead(reference))
+    return Predictions(head, hidden)
+
+
+class _ScoringHead(nn.Module):
+    """The head of a reference that shares it with the policy, as it is without the policy."""
+
+    def __init__(self, reference: nn.Module | AdapterOff) -> None:
+        super().__init__()
+        self.reference = reference
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with scoring(self.reference) as model:
+            logits: Tensor = causal_lm(model).get_output_embeddings()(hidden)
+        return logits
 
 
 def tree_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:

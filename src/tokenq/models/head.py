@@ -4,6 +4,7 @@ The LM head runs over chunks of positions; only one chunk of logits is alive at 
 forward and in the backward pass, and the softmax is taken in fp32 (fp64 stays fp64).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from tokenq.errors import UserError
 
 CHUNK = 512
 """Positions whose logits exist at the same time (x vocabulary x 4 bytes)."""
@@ -22,18 +25,27 @@ _ROWS = 16
 class TokenLogps(NamedTuple):
     """Log-probabilities of N given tokens and what the same pass over the vocabulary tells.
 
-    logps:   [N] log pi(token), nats, differentiable
-    entropy: [N] entropy of the predicted distribution, nats
-    correct: [N] bool, the token is the most probable one
-    logits:  [N] mean logit over the vocabulary
+    logps:     [N] log pi(token), nats, differentiable
+    taken:     [N] the token's logit, as the softmax is given it, differentiable
+    entropy:   [N] entropy of the predicted distribution, nats
+    correct:   [N] bool, the token is the most probable one
+    logits:    [N] mean logit over the vocabulary
+    collision: [N] log sum_a pi(a)^2, nats; None unless asked for
+    kl:        [N] KL(pi_ref || pi) over the vocabulary, nats, differentiable in the policy; None
+               without a reference
+    ref_logps: [N] log pi_ref(token), nats; None without a reference
 
-    The last three carry no gradient.
+    Those not called differentiable carry no gradient.
     """
 
     logps: Tensor
+    taken: Tensor
     entropy: Tensor
     correct: Tensor
     logits: Tensor
+    collision: Tensor | None = None
+    kl: Tensor | None = None
+    ref_logps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,22 +79,79 @@ class Head:
         return _finish(self.module(hidden), self.scale, self.softcap)
 
 
-def token_logps_of(head: Head, hidden: Tensor, targets: Tensor, chunk: int = CHUNK) -> TokenLogps:
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A fixed model's next-token distributions at N positions, kept as small as they can be.
+
+    head:   the model's head
+    hidden: [N, H] the states it reads, without gradient
+    """
+
+    head: Head
+    hidden: Tensor
+
+    def logits(self, part: slice) -> Tensor:
+        """Return the logits [n, V] of a part of the positions, in fp32 or better, no gradient."""
+        with torch.no_grad():
+            return self.head.logits(self.hidden[part])
+
+
+@dataclass(frozen=True, eq=False)
+class Extras:
+    """What a pass over the vocabulary shall tell besides; nothing of it costs a second pass.
+
+    collision: whether to compute `TokenLogps.collision`
+    reference: the reference at the same N positions; gives `TokenLogps.kl` and `.ref_logps`
+    """
+
+    collision: bool = False
+    reference: Predictions | None = None
+
+
+NO_EXTRAS = Extras()
+
+
+def token_logps_of(
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    chunk: int = CHUNK,
+    extras: Extras = NO_EXTRAS,
+) -> TokenLogps:
     """Return the log-probabilities of `targets` [N] after `hidden` [N, H]; see the module's head.
 
     A plain linear head uses a hand-written backward (exact; tested against autograd); any other
-    module, such as an adapted one, is recomputed chunk by chunk.
+    module, such as an adapted one, is recomputed chunk by chunk. Raises UserError where policy and
+    reference have vocabularies of different sizes.
     """
     if type(head.module) is nn.Linear:
         outputs = _LinearHead.apply(
-            hidden, head.module.weight, head.module.bias, targets, head.scale, head.softcap, chunk
+            hidden,
+            head.module.weight,
+            head.module.bias,
+            targets,
+            head.scale,
+            head.softcap,
+            chunk,
+            extras,
         )
         return TokenLogps(*outputs)
-    parts = [
-        checkpoint(_module_logps, head, h, t, use_reentrant=False)
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    ]
-    return TokenLogps(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return _joined(
+        [
+            TokenLogps(
+                *checkpoint(
+                    _module_logps,
+                    head,
+                    hidden[part],
+                    targets[part],
+                    part,
+                    extras,
+                    use_reentrant=False,
+                )
+            )
+            for part in _chunks(len(hidden), chunk)
+        ]
+    )
 
 
 def vocabulary_logps(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -102,21 +171,65 @@ def _finish(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     return logits
 
 
-def _module_logps(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+def _chunks(length: int, chunk: int) -> list[slice]:
+    """Consecutive parts of `chunk` positions; one empty part where there are none."""
+    return [slice(start, start + chunk) for start in range(0, max(length, 1), chunk)]
+
+
+def _joined(parts: Sequence[TokenLogps]) -> TokenLogps:
+    columns = [None if c[0] is None else torch.cat(c) for c in zip(*parts, strict=True)]
+    return TokenLogps(*columns)  # type: ignore[arg-type]
+
+
+def _reference_logits(reference: Predictions | None, part: slice, logits: Tensor) -> Tensor | None:
+    """The reference's logits for a part of the positions, [n, V] like the policy's `logits`."""
+    if reference is None:
+        return None
+    theirs = reference.logits(part).to(logits)
+    if theirs.shape != logits.shape:
+        raise UserError(
+            f"ref_model: its head scores {theirs.shape[-1]} tokens, the policy's "
+            f"{logits.shape[-1]}; their KL divergence needs one vocabulary"
+        )
+    return theirs
+
+
+def _module_logps(
+    head: Head, hidden: Tensor, targets: Tensor, part: slice, extras: Extras
+) -> TokenLogps:
     logits = head.logits(hidden)
     logps = torch.log_softmax(logits, dim=-1)
+    index = targets[:, None]
     with torch.no_grad():
         entropy = -(logps.exp() * logps).sum(-1)
         correct = logits.argmax(-1) == targets
         mean = logits.mean(-1)
-    return logps.gather(-1, targets[:, None]).squeeze(-1), entropy, correct, mean
+        collision = torch.logsumexp(2 * logps, dim=-1) if extras.collision else None
+    theirs = _reference_logits(extras.reference, part, logits)
+    kl = ref_logps = None
+    if theirs is not None:
+        expected = torch.log_softmax(theirs, dim=-1)
+        kl = (expected.exp() * (expected - logps)).sum(-1)
+        ref_logps = expected.gather(-1, index).squeeze(-1)
+    return TokenLogps(
+        logps.gather(-1, index).squeeze(-1),
+        logits.gather(-1, index).squeeze(-1),
+        entropy,
+        correct,
+        mean,
+        collision,
+        kl,
+        ref_logps,
+    )
 
 
 class _LinearHead(torch.autograd.Function):
-    """log softmax(scale * (h W^T + b)) at the targets, chunk by chunk.
+    """log softmax(scale * (h W^T + b)) at the targets, and the KL from a reference, by chunks.
 
-    d logp / d logits = onehot(target) - softmax. Where all positions fit into one chunk its softmax
-    is kept for the backward pass; where they do not, each chunk's logits are computed again.
+    d logp / d logits = onehot(target) - pi, d taken / d logits = onehot(target) and
+    d KL(pi_ref || pi) / d logits = pi - pi_ref. Where all positions fit into one chunk its
+    distributions are kept for the backward pass; where they do not, each chunk's are computed
+    again.
     """
 
     @staticmethod
@@ -129,38 +242,44 @@ class _LinearHead(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         chunk: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        ctx.scale, ctx.softcap, ctx.chunk = scale, softcap, chunk
+        extras: Extras,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.scale, ctx.softcap, ctx.chunk, ctx.extras = scale, softcap, chunk, extras
         keep = len(hidden) <= chunk and softcap is None and any(ctx.needs_input_grad)
-        softmax = None
+        softmax = expected = None
         parts = []
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logits = _finish(nn.functional.linear(h, weight, bias), scale, softcap)
-            parts.append(_softmax_(logits, t))
-            softmax = logits if keep else None
-        ctx.save_for_backward(hidden, weight, bias, targets, softmax)
-        outputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.mark_non_differentiable(*outputs[1:])
-        return outputs  # type: ignore[return-value]
+        for part in _chunks(len(hidden), chunk):
+            logits = _finish(nn.functional.linear(hidden[part], weight, bias), scale, softcap)
+            theirs = _reference_logits(extras.reference, part, logits)
+            parts.append(_softmax_(logits, targets[part], theirs, extras.collision))
+            softmax, expected = (logits, theirs) if keep else (None, None)
+        ctx.save_for_backward(hidden, weight, bias, targets, softmax, expected)
+        out = _joined(parts)
+        fixed = (out.entropy, out.correct, out.logits, out.collision, out.ref_logps)
+        ctx.mark_non_differentiable(*(each for each in fixed if each is not None))
+        return tuple(out)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, kept = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, kept, kept_expected = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias) if need_bias else None
-        for start in range(0, len(hidden), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            softmax = kept
+        for_logp, for_taken, for_kl = _head_gradients(TokenLogps(*grads), ctx.scale)  # type: ignore[arg-type]
+        for part in _chunks(len(hidden), ctx.chunk):
+            softmax, expected = kept, kept_expected
             if softmax is None:
                 raw = nn.functional.linear(hidden[part], weight, bias)
                 softmax = _finish(raw, ctx.scale, ctx.softcap)
                 slope = None if ctx.softcap is None else 1 - (softmax / ctx.softcap) ** 2
-                _softmax_(softmax, targets[part])
-            g = grad[part, None] * ctx.scale
-            grad_logits = softmax.mul_(-g)
-            grad_logits.scatter_add_(1, targets[part, None], g.to(grad_logits.dtype))
+                expected = _reference_logits(ctx.extras.reference, part, softmax)
+                _softmax_(softmax, targets[part], expected, False)
+            of_target = (for_logp + for_taken)[part, None]
+            grad_logits = softmax.mul_((for_kl - for_logp)[part, None])
+            if expected is not None:
+                grad_logits.addcmul_(expected, for_kl[part, None], value=-1)
+            grad_logits.scatter_add_(1, targets[part, None], of_target.to(grad_logits.dtype))
             if kept is None and slope is not None:
                 grad_logits.mul_(slope)
             grad_logits = grad_logits.to(weight.dtype)
@@ -170,26 +289,60 @@ class _LinearHead(torch.autograd.Function):
                 grad_weight.addmm_(grad_logits.t(), hidden[part])
             if grad_bias is not None:
                 grad_bias.add_(grad_logits.sum(0))
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _softmax_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn `logits` [n, V] into their softmax in place.
+def _head_gradients(grads: TokenLogps, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients [N] of logps, taken and kl, each times the head's scale; 0 where there is no KL."""
+    logps, taken = grads.logps * scale, grads.taken * scale
+    return logps, taken, torch.zeros_like(logps) if grads.kl is None else grads.kl * scale
 
-    Returns the targets' log-probabilities, the entropies, whether each target is the arg max, and
-    the mean logits, each [n].
-    """
-    columns: list[tuple[Tensor, ...]] = []
-    for rows, target in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):
+
+def _softmax_(
+    logits: Tensor, targets: Tensor, reference: Tensor | None, with_collision: bool
+) -> TokenLogps:
+    """Turn `logits` [n, V], and the reference's if given, into their softmax in place."""
+    parts = []
+    for start in range(0, max(len(logits), 1), _ROWS):
+        block = slice(start, start + _ROWS)
+        rows, target = logits[block], targets[block, None]
         mean = rows.mean(-1)
         greatest = rows.amax(-1, keepdim=True)
+        taken = rows.gather(-1, target).squeeze(-1)
         rows.sub_(greatest)
-        picked = rows.gather(-1, target[:, None]).squeeze(-1)
+        picked = rows.gather(-1, target).squeeze(-1)
         weights = rows.exp()
         total = weights.sum(-1)
         log_total = total.log()
         moment = torch.linalg.vecdot(weights, rows) / total
+        kl = ref_logps = collision = None
+        if reference is not None:
+            theirs = _log_softmax_(reference[block])
+            ref_logps = theirs.gather(-1, target).squeeze(-1)
+            ratios = theirs - rows.sub_(log_total[:, None])
+            kl = torch.linalg.vecdot(theirs.exp_(), ratios)
         torch.div(weights, total[:, None], out=rows)
-        columns.append((picked - log_total, log_total - moment, picked == 0, mean))
-    logps, entropy, correct, mean = (torch.cat(c) for c in zip(*columns, strict=True))
-    return logps, entropy, correct, mean
+        if with_collision:
+            collision = torch.linalg.vecdot(rows, rows).log()
+        parts.append(
+            TokenLogps(
+                picked - log_total,
+                taken,
+                log_total - moment,
+                picked == 0,
+                mean,
+                collision,
+                kl,
+                ref_logps,
+            )
+        )
+    return _joined(parts)
+
+
+def _log_softmax_(rows: Tensor) -> Tensor:
+    """Turn logits [n, V] into log-probabilities in place, by the operations of `_softmax_`.
+
+    Equal models then have log-ratios of exactly zero.
+    """
+    rows.sub_(rows.amax(-1, keepdim=True))
+    return rows.sub_(rows.exp().sum(-1, keepdim=True).log())
