@@ -24,11 +24,11 @@ class ModelArguments:
         default=None, metadata={"help": "Hub name, folder, or bundled:NAME. Required."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Revision on the hub."})
-    reference: str | None = field(
+    reference: list[str] | None = field(
         default=None,
         metadata={
             "help": "Model that rewards are measured against; unset: the model as it was "
-            "before training."
+            "before training. Also none, uniform, marginal, marginal:NAME; several: their mean."
         },
     )
     dtype: str = field(
@@ -104,7 +104,10 @@ GROUPS = {
     "data": [f.name for f in dataclasses.fields(DataArguments)]
     + ["max_length", "max_prompt_length", "truncation_mode", "dataset_num_proc"],
     "objective": ["loss_type", "loss_weights", "beta", "label_smoothing", "objective_args"],
-    "reference": ["precompute_ref_log_probs", "reference_cache_dir"],
+    "reference": [
+        "precompute_ref_log_probs", "reference_cache_dir",
+        "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps",
+    ],
     "optimisation": [
         "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
         "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
