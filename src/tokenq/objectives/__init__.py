@@ -3,6 +3,8 @@
 Imports torch only. To add one: a file with a dataclass, a line in `OBJECTIVES`, its test.
 """
 
+from tokenq.objectives.aot import AOT, AOTUnpaired
+from tokenq.objectives.apo import APODown, APOZero
 from tokenq.objectives.base import Metrics, Objective
 from tokenq.objectives.batch import (
     LabelledLogps,
@@ -11,21 +13,77 @@ from tokenq.objectives.batch import (
     ResponseLogps,
     StepFeatures,
 )
+from tokenq.objectives.bco import BCO
+from tokenq.objectives.bco_pair import BCOPair
+from tokenq.objectives.cpo import CPO
+from tokenq.objectives.discopop import DiscoPOP
 from tokenq.objectives.dpo import DPO
+from tokenq.objectives.dpop import DPOP
+from tokenq.objectives.exo import EXO
+from tokenq.objectives.hinge import Hinge
+from tokenq.objectives.ipo import IPO
+from tokenq.objectives.kto import KTO, APOZeroUnpaired
+from tokenq.objectives.length_normalised import LengthNormalisedDPO
+from tokenq.objectives.lipo import LiPO
+from tokenq.objectives.nca import NCA
+from tokenq.objectives.orpo import ORPO
+from tokenq.objectives.plackett_luce import PlackettLuce
+from tokenq.objectives.robust import RobustDPO
 from tokenq.objectives.sft import SFT
+from tokenq.objectives.simpo import AlphaPO, SimPO
+from tokenq.objectives.softmax_dpo import SoftmaxDPO
+from tokenq.objectives.sppo import SPPOHard
 
-OBJECTIVES: dict[str, type] = {"dpo": DPO, "sigmoid": DPO, "sft": SFT}
+OBJECTIVES: dict[str, type] = {
+    "dpo": DPO,
+    "sigmoid": DPO,
+    "sft": SFT,
+    "simpo": SimPO,
+    "alphapo": AlphaPO,
+    "cpo": CPO,
+    "orpo": ORPO,
+    "kto": KTO,
+    "apo_zero_unpaired": APOZeroUnpaired,
+    "bco": BCO,
+    "plackett_luce": PlackettLuce,
+    "softmax_dpo": SoftmaxDPO,
+    "lipo": LiPO,
+}
 """Names accepted as `loss_type`. `sigmoid` is the name that TRL gives to DPO."""
 
 __all__ = [
+    "AOT",
+    "BCO",
+    "CPO",
     "DPO",
+    "DPOP",
+    "EXO",
+    "IPO",
+    "KTO",
+    "NCA",
     "OBJECTIVES",
+    "ORPO",
     "SFT",
+    "AOTUnpaired",
+    "APODown",
+    "APOZero",
+    "APOZeroUnpaired",
+    "AlphaPO",
+    "BCOPair",
+    "DiscoPOP",
+    "Hinge",
     "LabelledLogps",
+    "LengthNormalisedDPO",
+    "LiPO",
     "Metrics",
     "Objective",
     "PairLogps",
+    "PlackettLuce",
     "RankedLogps",
     "ResponseLogps",
+    "RobustDPO",
+    "SPPOHard",
+    "SimPO",
+    "SoftmaxDPO",
     "StepFeatures",
 ]

@@ -1,0 +1,69 @@
+"""CPO: a preference loss on the policy's own log-probabilities, and the likelihood of chosen."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from tokenq.objectives.base import NOTHING, Metrics, Need, batch_mean, reward_metrics
+from tokenq.objectives.batch import PairLogps
+from tokenq.objectives.reference_free import (
+    Form,
+    check_form,
+    margin_losses,
+    mean_log_prob,
+    score,
+)
+
+
+@dataclass(frozen=True)
+class CPO:
+    """Preference loss without a reference, plus the negative log-likelihood of the chosen response.
+
+    With `log pi(y) = sum_t log pi(a_t|s_t)`, the loss of a pair under the form "sigmoid" is
+
+        -log sigmoid(beta * (log pi(chosen) - log pi(rejected)))
+        - cpo_alpha * log pi(chosen) / |chosen|
+
+    "Contrastive Preference Optimization" (arXiv 2401.08417, eqs. 3-6): DPO whose reference is
+    uniform, held near the data by the second term. The forms "hinge" and "ipo" are TRL's: max(0,
+    1 - beta * m), and (m - 1 / (2 beta))^2 with mean log-probabilities in place of sums.
+
+    The likelihood term is a mean over the tokens of each response, then over pairs, so that the
+    loss is one mean over pairs whatever the micro-batches. TRL takes the mean over all chosen
+    tokens of a micro-batch: the same where chosen responses are equally long. For exactly that,
+    use cpo_alpha 0 and a mixture with `sft`.
+
+    beta:            scale of the log-probabilities, > 0; under "ipo" the regularisation tau
+    cpo_alpha:       weight of the likelihood of the chosen response, >= 0
+    form:            sigmoid, hinge or ipo
+    label_smoothing: in [0, 0.5); 0 with the forms hinge and ipo
+    """
+
+    kind: ClassVar[Literal["preference"]] = "preference"
+    couples_rows: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = NOTHING
+
+    beta: float = 0.1
+    cpo_alpha: float = 1.0
+    form: Form = "sigmoid"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_form(self.form, self.beta, self.label_smoothing)
+        if not (self.cpo_alpha >= 0 and math.isfinite(self.cpo_alpha)):
+            raise ValueError(f"cpo_alpha must be >= 0, got {self.cpo_alpha}")
+
+    def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
+        chosen = score(batch.chosen_side, self.form)
+        rejected = score(batch.rejected_side, self.form)
+        margins = margin_losses(chosen - rejected, self.form, self.beta, self.label_smoothing)
+        nll = batch_mean(-mean_log_prob(batch.chosen_side))
+        loss = batch_mean(margins) + self.cpo_alpha * nll
+        metrics = reward_metrics(self.beta * chosen, self.beta * rejected)
+        return loss, metrics | {"nll_loss": nll.detach()}
+
+    def weight(self, batch: PairLogps) -> Tensor:
+        """Number of pairs."""
+        return batch.chosen.new_tensor(len(batch))

@@ -1,0 +1,69 @@
+"""What the objectives without a reference share: scores of a response, links from margin to loss.
+
+SimPO, CPO, ORPO and TPO are built from these; the objectives themselves live in files of their own.
+"""
+
+from typing import Literal, get_args
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+
+from tokenq.objectives.base import masked_mean, require_positive
+from tokenq.objectives.batch import ResponseLogps
+
+Form = Literal["sigmoid", "hinge", "ipo"]
+"""How a margin becomes a loss; names as TRL has them."""
+
+
+def summed_log_prob(side: ResponseLogps) -> Tensor:
+    """Log-probability of each response, nats: [B]."""
+    return side.log_probs.sum(-1)
+
+
+def mean_log_prob(side: ResponseLogps) -> Tensor:
+    """Log-probability of each response over its number of steps, nats a step: [B]."""
+    return masked_mean(side.logps, side.mask)
+
+
+def score(side: ResponseLogps, form: Form) -> Tensor:
+    """Log-probability of each response: a sum, under "ipo" a mean, as in TRL: [B]."""
+    return mean_log_prob(side) if form == "ipo" else summed_log_prob(side)
+
+
+def margin_losses(margin: Tensor, form: Form, beta: float, label_smoothing: float) -> Tensor:
+    """Loss of each pair whose scores differ by `margin` nats, any shape.
+
+    sigmoid: see :func:`smoothed_sigmoid`, of beta * margin
+    hinge:   max(0, 1 - beta * margin)
+    ipo:     (margin - 1 / (2 beta))^2
+    """
+    if form == "hinge":
+        return relu(1 - beta * margin)
+    if form == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    return smoothed_sigmoid(beta * margin, label_smoothing)
+
+
+def smoothed_sigmoid(logit: Tensor, label_smoothing: float) -> Tensor:
+    """`-(1-e) log sigmoid(logit) - e log sigmoid(-logit)`: labels flipped with probability e."""
+    kept = (1 - label_smoothing) * logsigmoid(logit)
+    return -kept - label_smoothing * logsigmoid(-logit)
+
+
+def check_form(form: str, beta: float, label_smoothing: float) -> None:
+    """Raise ValueError for a form that does not exist or what `margin_losses` cannot use."""
+    require_positive(beta=beta)
+    require_smoothing(label_smoothing)
+    if form not in get_args(Form):
+        raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+    if label_smoothing and form != "sigmoid":
+        raise ValueError(
+            f"label_smoothing must be 0 with form {form!r}, which has no labels to smooth, "
+            f"got {label_smoothing}"
+        )
+
+
+def require_smoothing(label_smoothing: float) -> None:
+    """Raise ValueError for a label smoothing outside [0, 0.5)."""
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
