@@ -16,10 +16,10 @@ names = pytest.mark.parametrize("name", OBJECTIVES)
 def test_each_hyper_parameter_has_a_default_and_a_line_of_documentation(name: str) -> None:
     objective = OBJECTIVES[name]
     assert dataclasses.is_dataclass(objective)
+    documentation = "\n".join(each.__doc__ or "" for each in objective.__mro__)
     for field in dataclasses.fields(objective):
         assert field.default is not dataclasses.MISSING, field.name
-        line = rf"^    {field.name}: +\S"
-        assert re.search(line, objective.__doc__ or "", re.MULTILINE), field.name
+        assert re.search(rf"^    {field.name}: +\S", documentation, re.MULTILINE), field.name
 
 
 @names

@@ -91,3 +91,9 @@ def require_within(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
+
+
+def require_label_smoothing(value: float) -> None:
+    """Raise ValueError if `value` is not a probability below one half of a flipped label."""
+    if not 0 <= value < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), got {value}")
