@@ -33,6 +33,7 @@ from tokenq.objectives.sft import SFT
 from tokenq.objectives.simpo import AlphaPO, SimPO
 from tokenq.objectives.softmax_dpo import SoftmaxDPO
 from tokenq.objectives.sppo import SPPOHard
+from tokenq.objectives.tpo import TPO
 
 OBJECTIVES: dict[str, type] = {
     "dpo": DPO,
@@ -62,6 +63,7 @@ OBJECTIVES: dict[str, type] = {
     "plackett_luce": PlackettLuce,
     "softmax_dpo": SoftmaxDPO,
     "lipo": LiPO,
+    "tpo": TPO,
 }
 """Names accepted as `loss_type`. `sigmoid` is the name that TRL gives to DPO."""
 
@@ -78,6 +80,7 @@ __all__ = [
     "OBJECTIVES",
     "ORPO",
     "SFT",
+    "TPO",
     "AOTUnpaired",
     "APODown",
     "APOZero",

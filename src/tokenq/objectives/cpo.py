@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -51,7 +51,7 @@ class CPO:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_form(self.form, self.beta, self.label_smoothing)
+        check_form(self.form, get_args(Form), self.beta, self.label_smoothing)
         if not (self.cpo_alpha >= 0 and math.isfinite(self.cpo_alpha)):
             raise ValueError(f"cpo_alpha must be >= 0, got {self.cpo_alpha}")
 

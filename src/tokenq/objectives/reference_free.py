@@ -3,7 +3,8 @@
 SimPO, CPO, ORPO and TPO are built from these; the objectives themselves live in files of their own.
 """
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
@@ -50,13 +51,13 @@ def smoothed_sigmoid(logit: Tensor, label_smoothing: float) -> Tensor:
     return -kept - label_smoothing * logsigmoid(-logit)
 
 
-def check_form(form: str, beta: float, label_smoothing: float) -> None:
-    """Raise ValueError for a form that does not exist or what `margin_losses` cannot use."""
+def check_form(form: str, forms: Sequence[str], beta: float, label_smoothing: float) -> None:
+    """Raise ValueError for a form that is not of `forms`, or hyper-parameters it cannot use."""
     require_positive(beta=beta)
     require_smoothing(label_smoothing)
-    if form not in get_args(Form):
-        raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
-    if label_smoothing and form != "sigmoid":
+    if form not in forms:
+        raise ValueError(f"form must be one of {', '.join(forms)}, got {form!r}")
+    if label_smoothing and form in ("hinge", "ipo"):
         raise ValueError(
             f"label_smoothing must be 0 with form {form!r}, which has no labels to smooth, "
             f"got {label_smoothing}"
