@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from tokenq.errors import UserError
 from tokenq.training.config import PreferenceConfig
+from tokenq.training.hyperparameters import given, hyperparameters
 
 
 @dataclass
@@ -104,6 +105,8 @@ GROUPS = {
     "data": [f.name for f in dataclasses.fields(DataArguments)]
     + ["max_length", "max_prompt_length", "truncation_mode", "dataset_num_proc"],
     "objective": ["loss_type", "loss_weights", "beta", "label_smoothing", "objective_args"],
+    "hyper-parameters of single objectives": list(hyperparameters()),
+    "token rewards": ["oracle", "oracle_reference", "oracle_beta"],
     "reference": [
         "precompute_ref_log_probs", "reference_cache_dir",
         "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps",
@@ -163,6 +166,8 @@ class TrainParser(HfArgumentParser):
             allow_abbrev=False,
         )
         self.add_argument("--config", help="YAML file with the names below.")
+        for parameter in hyperparameters().values():
+            parameter.add_to(self)
         self.add_argument("--help-all", action="store_true", help="Show every argument.")
 
     def error(self, message: str) -> NoReturn:
@@ -186,7 +191,9 @@ class TrainParser(HfArgumentParser):
 
     def names(self) -> list[str]:
         """Every accepted name."""
-        return sorted({action.dest for action in self._actions} - {"help", "help_all", "config"})
+        spelled = {option.lstrip("-") for a in self._actions for option in a.option_strings}
+        known = spelled | {action.dest for action in self._actions}
+        return sorted(known - {"h", "help", "help_all", "help-all", "config"})
 
 
 def parse(
@@ -201,13 +208,17 @@ def parse(
         raise UserError(_unknown(rest[0].split("=")[0], parser.names(), "the command line"))
     values = vars(namespace)
     try:
-        return tuple(  # type: ignore[return-value]
-            cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
-            for cls in ARGUMENT_CLASSES
-        )
+        model, data, config, options = (_filled(cls, values) for cls in ARGUMENT_CLASSES)
     except (ValueError, ImportError) as error:
         # transformers checks combinations of its arguments when they are made.
         raise UserError(" ".join(str(error).split())) from error
+    if isinstance(config.objective_args, dict) or config.objective_args is None:
+        config.objective_args = {**(config.objective_args or {}), **given(values)} or None
+    return model, data, config, options
+
+
+def _filled(cls: type, values: Mapping[str, Any]) -> Any:
+    return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
 
 
 def yaml_arguments(path: Path, names: Sequence[str]) -> list[str]:

@@ -8,7 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenq.errors import UserError
+from tokenq.models.forward import reference_predictions
+from tokenq.models.head import Predictions
 from tokenq.models.logps import token_logps
+from tokenq.models.packing import Pack
 from tokenq.models.reference import AdapterOff, ReferenceIdentity, running_in, scoring
 from tokenq.models.reference_cache import ReferenceCache
 from tokenq.training.config import PreferenceConfig
@@ -86,6 +89,11 @@ class LiveReference:
         """See :class:`Reference`."""
         with scoring(self._scorer) as model, running_in(self._autocast, model):
             return token_logps(self._scorer, prompts, responses, token_budget=self._token_budget)
+
+    def predictions(self, pack: Pack) -> Predictions:
+        """Return the whole next-token distributions at the pack's target positions."""
+        with scoring(self._scorer) as model, running_in(self._autocast, model):
+            return reference_predictions(self._scorer, pack)
 
     def release_policy(self) -> None:
         """Nothing to do: a live reference is a model of its own, or the base under the adapter."""

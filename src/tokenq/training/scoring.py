@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokenq.errors import UserError
+from tokenq.models.head import Extras, TokenLogps
 from tokenq.models.packing import Pack
 from tokenq.objectives.base import Need
 from tokenq.training.batches import MISMATCHED, Batch, join
-from tokenq.training.reference import Reference
+from tokenq.training.reference import LiveReference, Reference
 from tokenq.training.rewards import TokenRewards
 from tokenq.training.scores import DIFFERENTIABLE, Scores, data_features, in_flat_order
 
@@ -35,25 +36,42 @@ class Scorer:
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Scores, Metrics]:
         """Score all answers of a batch in one packed forward."""
         pack = batch.pack().to(self.device)
-        output = model(packed=pack, **self._asked_of_head(pack))
+        output: TokenLogps = model(packed=pack, extras=self._extras(pack))
         prompts, responses = batch.flat()
-        logps = in_flat_order(output.logps, pack)
         features = data_features(batch, self.device)
-        for name in ("kl", "collision", "logits"):
-            if name in self.needs:
-                features[name] = in_flat_order(getattr(output, name), pack)
+        for name, values in (("kl", output.kl), ("collision", output.collision)):
+            if values is not None:
+                features[name] = in_flat_order(values, pack)
+        if "logits" in self.needs:
+            features["logits"] = in_flat_order(output.taken, pack)
         if self.rewards is not None:
-            features["rewards"] = [
-                row.to(self.device) for row in self.rewards.of(prompts, responses)
-            ]
-        reference = None
-        if self.reference is not None:
-            rows = self.reference.logps(prompts, responses)
-            reference = [row.to(output.logps) for row in rows]
-        return Scores(batch, logps, reference, features), _token_metrics(output, pack, batch)
+            rewards = self.rewards.of(prompts, responses)
+            features["rewards"] = [row.to(self.device) for row in rewards]
+        scores = Scores(
+            batch,
+            in_flat_order(output.logps, pack),
+            self._reference_logps(output, pack, batch),
+            features,
+        )
+        return scores, _token_metrics(output, pack, batch)
 
-    def _asked_of_head(self, pack: Pack) -> dict[str, Any]:
-        return {}
+    def _extras(self, pack: Pack) -> Extras:
+        whole = None
+        if "kl" in self.needs:
+            if not isinstance(self.reference, LiveReference):
+                raise UserError(
+                    "reference: the loss_type compares whole distributions, which needs one model; "
+                    "accepted: a model's name, or unset"
+                )
+            whole = self.reference.predictions(pack)
+        return Extras(collision="collision" in self.needs, reference=whole)
+
+    def _reference_logps(self, output: TokenLogps, pack: Pack, batch: Batch) -> list[Tensor] | None:
+        if output.ref_logps is not None:
+            return in_flat_order(output.ref_logps, pack)
+        if self.reference is None:
+            return None
+        return [row.to(output.logps) for row in self.reference.logps(*batch.flat())]
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
@@ -66,8 +84,8 @@ def joined(parts: Sequence[Scores]) -> Scores:
             sources[row + offset, number] = (part, i)
         offset += len(part.batch)
     order = [sources[place] for place in batch.places()]
-    own = [source for source, (_, number) in zip(order, batch.places(), strict=True)
-           if number != MISMATCHED]  # fmt: skip
+    answers = zip(order, batch.places(), strict=True)
+    own = [source for source, (_, number) in answers if number != MISMATCHED]
     return Scores(
         batch,
         [part.logps[i] for part, i in order],
@@ -99,7 +117,7 @@ def as_leaves(scores: Scores) -> Scores:
     return Scores(scores.batch, leaves(scores.logps), scores.ref_logps, features)
 
 
-def _token_metrics(output: Any, pack: Pack, batch: Batch) -> Metrics:
+def _token_metrics(output: TokenLogps, pack: Pack, batch: Batch) -> Metrics:
     places = batch.places()
     own = [i for i, (_, number) in enumerate(places) if number != MISMATCHED]
     first = [i for i in own if places[i][1] == 0]

@@ -4,6 +4,7 @@ It knows no algorithm by name. What differs from the parent: which process sees 
 forward, the exact combination of parts, the metrics, and checkpoints that are whole or absent.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ from tokenq.training.sampling import EpochDataLoader, GlobalBatchSampler
 from tokenq.training.saving import RestoreProgress, ResumableTrainer
 from tokenq.training.scores import VIEWS, Scores, blank_scores
 from tokenq.training.scoring import Scorer, as_leaves, differentiable, joined
+
+logger = logging.getLogger(__name__)
 
 Source = Any
 """Rows in any form that `prepare_split` reads."""
@@ -113,6 +116,13 @@ class PreferenceTrainer(ResumableTrainer):
     ) -> None:
         args = args or PreferenceConfig(output_dir="trainer_output")
         self.mixture = Mixture.from_config(args)
+        if "kl" in self.mixture.needs and args.precompute_ref_log_probs:
+            logger.warning(
+                "loss_type %s: compares whole distributions, so the reference is run in every step "
+                "(precompute_ref_log_probs: false)",
+                ", ".join(self.mixture.asking_for("kl")),
+            )
+            args.precompute_ref_log_probs = False
         check_writable(args.folder)
         if processing_class is None:
             processing_class = load_tokenizer(name_of(model))

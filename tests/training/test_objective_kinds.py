@@ -1,0 +1,265 @@
+"""Every objective through the trainer: any kind of rows, whatever the micro-batches."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tiny_training import save_model, tiny_llama, tiny_tokenizer, tokenised
+
+from tokenq.errors import UserError
+from tokenq.objectives import OBJECTIVES
+from tokenq.training import PreferenceConfig, PreferenceTrainer
+from tokenq.training.mixture import Mixture
+
+CLASSES = {class_: name for name, class_ in reversed(OBJECTIVES.items())}
+
+
+def with_features(rows: datasets.Dataset) -> datasets.Dataset:
+    """Token features in their columns; the first token of every answer is another speaker's."""
+
+    def add(row: dict[str, Any]) -> dict[str, Any]:
+        features: dict[str, Any] = {}
+        for side in ("chosen", "rejected"):
+            count = len(row[f"{side}_ids"])
+            features[f"{side}_edits"] = [i % 3 == 0 for i in range(count)]
+            features[f"{side}_segments"] = [-1, *(i // 3 for i in range(count - 1))]
+            features[f"{side}_rewards"] = [0.1 * (i % 5) - 0.2 for i in range(count)]
+        return features
+
+    return rows.map(add)
+
+
+def unpaired(count: int) -> datasets.Dataset:
+    rows = [
+        {"prompt_ids": row["prompt_ids"], "completion_ids": row[f"{side}_ids"], "label": good}
+        for i, row in enumerate(tokenised(count))
+        for side, good in [("chosen", True) if i % 3 else ("rejected", False)]
+    ]
+    return datasets.Dataset.from_list(rows)
+
+
+def ranked(count: int) -> datasets.Dataset:
+    """Lists of two to four answers, some of them tied."""
+    source = list(tokenised(3 * count))
+    rows = []
+    for i in range(count):
+        answers = [source[3 * i][f"{side}_ids"] for side in ("chosen", "rejected")]
+        answers += [source[3 * i + k]["rejected_ids"] for k in (1, 2)][: i % 3]
+        ranks = [0, 1, 1, 2][: len(answers)]
+        rows.append(
+            {
+                "prompt_ids": source[3 * i]["prompt_ids"],
+                "completions_ids": answers,
+                "ranks": ranks,
+            }
+        )
+    return datasets.Dataset.from_list(rows)
+
+
+def trainer(folder: Path, rows: Any, **settings: Any) -> PreferenceTrainer:
+    settings = {
+        "per_device_train_batch_size": 6,
+        "use_cpu": True,
+        "report_to": "none",
+        "reference_cache_dir": str(folder.parent / "cache"),
+        **settings,
+    }
+    model = tiny_llama()
+    with torch.no_grad():  # flat distributions: no loss is saturated
+        model.lm_head.weight.mul_(0.02)
+    made = PreferenceTrainer(
+        model,
+        args=PreferenceConfig(output_dir=str(folder), **settings),
+        train_dataset=rows,
+        processing_class=tiny_tokenizer(),
+    )
+    # Away from its reference, where most gradients are special.
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in made.model.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    return made
+
+
+def one_step(made: PreferenceTrainer) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of the first optimiser step, by the path that training takes."""
+    batches = iter(made.get_train_dataloader())
+    parts, _ = made.get_batch_samples(batches, 1, made.args.device)
+    loss = made.training_step(made.model, parts[0])
+    gradients = {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None}
+    return float(loss), gradients
+
+
+def rows_for(kind: str) -> datasets.Dataset:
+    if kind == "unpaired":
+        return unpaired(12)
+    if kind == "ranked":
+        return ranked(12)
+    return with_features(tokenised(12))
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSES.values())))
+def test_micro_batches_change_nothing(name: str, tmp_path: Path) -> None:
+    rows = rows_for(OBJECTIVES[name].kind)
+    whole, gradients = one_step(trainer(tmp_path / "a", rows, loss_type=[name]))
+    parts, same = one_step(trainer(tmp_path / "b", rows, loss_type=[name], token_budget=60))
+    assert abs(whole - parts) <= 1e-5 * max(1.0, abs(whole))
+    assert any(bool(gradient.any()) for gradient in gradients.values())
+    scale = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for weight, gradient in gradients.items():
+        assert (gradient - same[weight]).abs().max() <= 2e-5 * max(scale, 1e-3), weight
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("kto", "preference"), ("plackett_luce", "preference"), ("dpo", "ranked"), ("sft", "ranked")],
+)
+def test_rows_of_another_kind_are_brought_to_form(name: str, rows: str, tmp_path: Path) -> None:
+    loss, gradients = one_step(trainer(tmp_path / "run", rows_for(rows), loss_type=[name]))
+    assert loss == loss
+    assert any(bool(gradient.any()) for gradient in gradients.values())
+
+
+def test_a_list_of_two_is_a_pair(tmp_path: Path) -> None:
+    pairs = tokenised(8)
+    lists = datasets.Dataset.from_list(
+        [
+            {
+                "prompt_ids": row["prompt_ids"],
+                "completions_ids": [row["chosen_ids"], row["rejected_ids"]],
+                "ranks": [0, 1],
+            }
+            for row in pairs
+        ]
+    )
+    loss, gradients = one_step(trainer(tmp_path / "pairs", pairs))
+    same, others = one_step(trainer(tmp_path / "lists", lists))
+    assert loss == pytest.approx(same, abs=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-7, rtol=1e-4)
+
+
+def test_tokens_of_other_speakers_do_not_count(tmp_path: Path) -> None:
+    rows = tokenised(8)
+
+    def silence(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            f"{side}_segments": [-1 if i == 1 else 0 for i in range(len(row[f"{side}_ids"]))]
+            for side in ("chosen", "rejected")
+        }
+
+    made = trainer(tmp_path / "run", rows.map(silence))
+    batch = made.splits["train"].collator(list(made.splits["train"].dataset))
+    scores, _ = made._score(made.model, batch)
+    side = scores.side(0)
+    assert not side.mask[:, 1].any()
+    assert side.mask[:, 0].all()
+
+
+def test_coupled_rows_drop_out_the_same_units_in_both_passes(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    def run(folder: str) -> dict[str, torch.Tensor]:
+        adapter = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=4,
+            lora_dropout=0.5,
+            target_modules="all-linear",
+            init_lora_weights=False,
+        )
+        made = PreferenceTrainer(
+            tiny_llama(),
+            args=PreferenceConfig(
+                output_dir=str(tmp_path / folder),
+                loss_type=["kto"],
+                per_device_train_batch_size=6,
+                token_budget=60,
+                use_cpu=True,
+                report_to="none",
+            ),
+            train_dataset=unpaired(12),
+            processing_class=tiny_tokenizer(),
+            peft_config=adapter,
+        )
+        seen: list[torch.Tensor] = []
+        score = type(made._score).__call__
+
+        def spy(self: Any, model: Any, batch: Any) -> Any:
+            scores, metrics = score(self, model, batch)
+            seen.append(torch.cat(scores.logps).detach())
+            return scores, metrics
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(made._score), "__call__", spy)
+            torch.manual_seed(1)
+            one_step(made)
+        half = len(seen) // 2
+        assert half >= 2
+        return {"first": torch.cat(seen[:half]), "second": torch.cat(seen[half:])}
+
+    passes = run("a")
+    assert torch.equal(passes["first"], passes["second"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dpo", "holds sft rows, but loss_type dpo learns from preference or ranked rows"),
+        ("kto", "holds sft rows, but loss_type kto learns from unpaired or preference rows"),
+        ("plackett_luce", "learns from ranked or preference rows"),
+    ],
+)
+def test_rows_that_lack_what_is_needed_are_refused(name: str, message: str, tmp_path: Path) -> None:
+    rows = tokenised(4).rename_column("chosen_ids", "completion_ids").remove_columns("rejected_ids")
+    with pytest.raises(UserError, match=message):
+        PreferenceTrainer(
+            "no-such-model",
+            args=PreferenceConfig(output_dir=str(tmp_path), loss_type=[name]),
+            train_dataset=rows,
+            processing_class=tiny_tokenizer(),
+        )
+
+
+def test_token_features_that_are_missing_are_named(tmp_path: Path) -> None:
+    names = [name for name in CLASSES.values() if _first_missing(name)]
+    assert names
+    for name in names:
+        with pytest.raises(UserError, match=f"loss_type {name} needs {_first_missing(name)}"):
+            PreferenceTrainer(
+                "no-such-model",
+                args=PreferenceConfig(output_dir=str(tmp_path), loss_type=[name]),
+                train_dataset=tokenised(4),
+                processing_class=tiny_tokenizer(),
+            )
+
+
+def _first_missing(name: str) -> str | None:
+    needs = Mixture.from_config(PreferenceConfig(output_dir="unused", loss_type=[name])).needs
+    return next((need for need in ("segments", "rewards") if need in needs), None)
+
+
+def test_an_oracle_gives_the_token_rewards(tmp_path: Path) -> None:
+    name = next(name for name in CLASSES.values() if _first_missing(name) == "rewards")
+    policy = save_model(tmp_path / "oracle", tiny_llama(seed=3))
+    start = save_model(tmp_path / "start", tiny_llama(seed=4))
+    made = trainer(
+        tmp_path / "run",
+        tokenised(8),
+        loss_type=[name],
+        oracle=str(policy),
+        oracle_reference=str(start),
+        oracle_beta=0.5,
+    )
+    batch = made.splits["train"].collator(list(made.splits["train"].dataset))
+    scores, _ = made._score(made.model, batch)
+    from tokenq import token_logps
+
+    prompts, responses = batch.flat()
+    ours = torch.cat(scores.features["rewards"])
+    wanted = 0.5 * (
+        torch.cat(token_logps(tiny_llama(seed=3), prompts, responses))
+        - torch.cat(token_logps(tiny_llama(seed=4), prompts, responses))
+    )
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
