@@ -105,10 +105,10 @@ class DiscountedMDP:
         step = (policy * (self.reward - beta * (finite(log_policy) - self._prior))).sum(-1)
         moves = np.einsum("sa,sat->st", policy, self.transition)
         try:
-            values: Array = np.linalg.solve(np.eye(len(step)) - self.discount * moves, step)
+            values = np.linalg.solve(np.eye(len(step)) - self.discount * moves, step)
+            return np.asarray(values, dtype=np.float64)
         except np.linalg.LinAlgError:
             raise ValueError("a policy never ends; accepted: a discount below 1") from None
-        return values
 
     def sample_segments(
         self, policy: Array, starts: Indices, length: int, rng: np.random.Generator
@@ -133,7 +133,7 @@ class DiscountedMDP:
         """
         states = segments.states[:, :-1]
         taken = np.where(self._ended[states], 0.0, values[states, segments.actions])
-        weights: Array = self.discount ** np.arange(taken.shape[1])
+        weights = np.power(self.discount, np.arange(taken.shape[1]))
         result: Array = taken @ weights
         return result
 
@@ -152,7 +152,7 @@ class DiscountedMDP:
         :meth:`regret`; otherwise it differs by the luck of the transitions, which has mean 0.
         """
         start, end = segments.states[:, 0], segments.states[:, -1]
-        later: Array = self.discount ** segments.actions.shape[1] * solution.v[end]
+        later = self.discount ** segments.actions.shape[1] * solution.v[end]
         return solution.v[start] - self.discounted_sum(self.reward, segments) - later
 
     @property

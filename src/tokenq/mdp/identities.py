@@ -83,10 +83,11 @@ def over_continuations(tree: PrefixTree, steps: Array, beta: Array) -> Array:
         (paths.states[..., step][:, mask].ravel(), np.tile(mask, tree.prompts))
         for step, mask in enumerate(paths.mask.T)
     ]
+    row = np.arange(len(totals))[:, None]
     for states, through in visits:
-        np.maximum.at(highest, (slice(None), states), totals[:, through])
+        np.maximum.at(highest, (row, states), totals[:, through])
     for states, through in visits:
-        np.add.at(mass, (slice(None), states), np.exp(totals[:, through] - highest[:, states]))
+        np.add.at(mass, (row, states), np.exp(totals[:, through] - highest[:, states]))
     return beta * (np.log(mass) + highest - before)
 
 
