@@ -15,12 +15,16 @@ from tokenq.objectives.batch import (
 )
 from tokenq.objectives.bco import BCO
 from tokenq.objectives.bco_pair import BCOPair
+from tokenq.objectives.bmc import BMC
+from tokenq.objectives.cpl import CPL, CPLRanked
 from tokenq.objectives.cpo import CPO
 from tokenq.objectives.discopop import DiscoPOP
+from tokenq.objectives.dmpo import DMPO
 from tokenq.objectives.dpo import DPO
 from tokenq.objectives.dpop import DPOP
 from tokenq.objectives.exo import EXO
 from tokenq.objectives.hinge import Hinge
+from tokenq.objectives.implicit_prm import ImplicitPRM
 from tokenq.objectives.ipo import IPO
 from tokenq.objectives.kto import KTO, APOZeroUnpaired
 from tokenq.objectives.length_normalised import LengthNormalisedDPO
@@ -28,11 +32,15 @@ from tokenq.objectives.lipo import LiPO
 from tokenq.objectives.nca import NCA
 from tokenq.objectives.orpo import ORPO
 from tokenq.objectives.plackett_luce import PlackettLuce
+from tokenq.objectives.q_rm import QRM
 from tokenq.objectives.robust import RobustDPO
+from tokenq.objectives.sepo import SePO
 from tokenq.objectives.sft import SFT
 from tokenq.objectives.simpo import AlphaPO, SimPO
 from tokenq.objectives.softmax_dpo import SoftmaxDPO
 from tokenq.objectives.sppo import SPPOHard
+from tokenq.objectives.tdpo import TDPO
+from tokenq.objectives.tgdpo import TGDPO
 from tokenq.objectives.tpo import TPO
 
 OBJECTIVES: dict[str, type] = {
@@ -64,13 +72,25 @@ OBJECTIVES: dict[str, type] = {
     "softmax_dpo": SoftmaxDPO,
     "lipo": LiPO,
     "tpo": TPO,
+    "tdpo": TDPO,
+    "tgdpo": TGDPO,
+    "sepo": SePO,
+    "bmc": BMC,
+    "cpl": CPL,
+    "cpl_ranked": CPLRanked,
+    "dmpo": DMPO,
+    "implicit_prm": ImplicitPRM,
+    "q_rm": QRM,
 }
 """Names accepted as `loss_type`. `sigmoid` is the name that TRL gives to DPO."""
 
 __all__ = [
     "AOT",
     "BCO",
+    "BMC",
+    "CPL",
     "CPO",
+    "DMPO",
     "DPO",
     "DPOP",
     "EXO",
@@ -79,7 +99,10 @@ __all__ = [
     "NCA",
     "OBJECTIVES",
     "ORPO",
+    "QRM",
     "SFT",
+    "TDPO",
+    "TGDPO",
     "TPO",
     "AOTUnpaired",
     "APODown",
@@ -87,8 +110,10 @@ __all__ = [
     "APOZeroUnpaired",
     "AlphaPO",
     "BCOPair",
+    "CPLRanked",
     "DiscoPOP",
     "Hinge",
+    "ImplicitPRM",
     "LabelledLogps",
     "LengthNormalisedDPO",
     "LiPO",
@@ -100,6 +125,7 @@ __all__ = [
     "ResponseLogps",
     "RobustDPO",
     "SPPOHard",
+    "SePO",
     "SimPO",
     "SoftmaxDPO",
     "StepFeatures",

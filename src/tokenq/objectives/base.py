@@ -97,3 +97,17 @@ def require_label_smoothing(value: float) -> None:
     """Raise ValueError if `value` is not a probability below one half of a flipped label."""
     if not 0 <= value < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {value}")
+
+
+def require_not_negative(**values: float) -> None:
+    """Raise ValueError for the first value that is not a finite number of at least 0."""
+    for name, value in values.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be >= 0, got {value}")
+
+
+def require_one_of(accepted: tuple[str, ...], **values: str) -> None:
+    """Raise ValueError for the first value that is not among the accepted names."""
+    for name, value in values.items():
+        if value not in accepted:
+            raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
