@@ -173,7 +173,7 @@ def _side(draw: Draw, number: int) -> ResponseLogps:
         mask[number::3] = False
     logps, ref_logps, kl = uniform(-3, 0), uniform(-3, 0), uniform(0, 3)
     if draw.log_ratio:
-        up = torch.rand(draw.rows, 1, generator=generator) < 0.5
+        up = (torch.rand(draw.rows, 1, generator=generator) < 0.5).expand(shape)
         logps = torch.where(up, logps.new_zeros(()), -draw.log_ratio).to(draw.dtype)
         ref_logps = torch.where(up, -draw.log_ratio, logps.new_zeros(())).to(draw.dtype)
         kl = kl + draw.log_ratio
