@@ -131,9 +131,10 @@ def shaped_reward(log_prob: Tensor, alpha: float) -> Tensor:
     if alpha == 0:
         return log_prob
     exponent = -alpha * log_prob
-    curved = exponent.clamp(max=LARGEST_EXPONENT)
-    beyond = math.exp(LARGEST_EXPONENT) * (exponent - curved)
-    return -(torch.expm1(curved) + beyond) / alpha
+    curved = torch.expm1(exponent.clamp(max=LARGEST_EXPONENT))
+    slope = math.exp(LARGEST_EXPONENT)
+    straight = slope - 1 + slope * (exponent - LARGEST_EXPONENT)
+    return -torch.where(exponent > LARGEST_EXPONENT, straight, curved) / alpha
 
 
 def _require_margin(simpo_gamma: float) -> None:
