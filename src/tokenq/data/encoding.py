@@ -97,11 +97,6 @@ def encode(
             "the chat template rewrites the response, so that its tokens cannot be told from the "
             "template's; accepted: a response that the template keeps as it is"
         )
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets; accepted: a "
-            "fast tokenizer (tokenizer.json)"
-        )
     [tokens] = encoder.tokenise([rendering])
     if tokens.empty:
         raise UserError(
@@ -109,13 +104,12 @@ def encode(
         )
     prompt_ids = encoder.prompt_ids(tokens.ids[: tokens.common])
     content = response if isinstance(response, str) else response[-1]["content"]
-    offsets = response_offsets(tokenizer, rendering, len(content), encoder.lead_in(rendering))
-    length = len(tokens.ids) - tokens.common
-    offsets = offsets[tokens.common : len(tokens.ids)]
-    # An EOS that the text does not hold is behind it all.
-    offsets += [(len(content), len(content))] * (length - len(offsets))
+    offsets = encoder.offsets(rendering, tokens, len(content))
     return EncodedResponse(
-        prompt_ids, tokens.ids[tokens.common :], tokens.boundary_shifted, offsets
+        prompt_ids,
+        tokens.ids[tokens.common :],
+        tokens.boundary_shifted,
+        offsets[tokens.common :],
     )
 
 
@@ -201,6 +195,14 @@ class ResponseEncoder:
             raise UserError(str(error)) from None
         return self._chat_renderer().prompt(messages, options), True
 
+    def conversation(self, messages: Messages, options: Mapping[str, Any]) -> str:
+        """A whole conversation as text. Raises TemplateRefusal, UserError."""
+        return self._chat_renderer().conversation(messages, options)
+
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """(start, end) characters of the special tokens that stand in ``text``."""
+        return [match.span() for match in self._special_pattern.finditer(text)]
+
     def tokenise(self, renderings: Sequence[Rendering]) -> list[TokenisedText]:
         """Ids of all renderings, in one call of the tokenizer for each kind of text."""
         prompts = self._ids_by_text({(r.prompt, r.templated) for r in renderings})
@@ -223,11 +225,31 @@ class ResponseEncoder:
         )["input_ids"]
         return batch if templated else [self._opened(ids) for ids in batch]
 
-    def lead_in(self, rendering: Rendering) -> int:
-        """How many ids stand before those of the rendered text itself."""
+    def offsets(
+        self, rendering: Rendering, tokens: TokenisedText, length: int
+    ) -> list[tuple[int, int]]:
+        """Characters of the response behind each of ``tokens.ids`` (see :class:`EncodedResponse`).
+
+        Args:
+            rendering: with a span.
+            length: characters of the response as it was given.
+
+        Raises:
+            UserError: the tokenizer gives no character offsets.
+        """
+        if not self._tokenizer.is_fast:
+            raise UserError(
+                f"the tokenizer {self._tokenizer.name_or_path!r} gives no character offsets; "
+                "accepted: a fast tokenizer (tokenizer.json)"
+            )
+        # Ids that stand before those of the rendered text itself.
         [opened] = self.ids([rendering.text], rendering.templated)
         [bare] = self.ids([rendering.text], templated=True)
-        return len(opened) - len(bare)
+        lead_in = len(opened) - len(bare)
+        offsets = response_offsets(self._tokenizer, rendering, length, lead_in)
+        # An EOS that the text does not hold is behind it all.
+        offsets += [(length, length)] * (len(tokens.ids) - len(offsets))
+        return offsets[: len(tokens.ids)]
 
     def prompt_ids(self, ids: list[int]) -> list[int]:
         """``ids``, or BOS alone where they are empty: the first response token needs a context.

@@ -1,6 +1,5 @@
 """Rows to token ids: tokenisation in batches, truncation, and the count of what happened."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenq.data.encoding import ResponseEncoder, TokenisedText
 from tokenq.data.formats import TEMPLATE_COLUMNS, Kind
+from tokenq.data.hashing import json_hash
 from tokenq.data.loading import Rows
 from tokenq.data.report import PreparationReport
+from tokenq.data.segments import Segmentation, SegmentMode, UnclearSteps
 from tokenq.data.templates import EmptyResponse, Rendering, TemplateRefusal, template_options
 from tokenq.errors import UserError
 
@@ -61,6 +62,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class _Settings:
+    """What decides how a row is tokenised, beside the row itself."""
+
+    encoder: ResponseEncoder
+    kind: Kind
+    limits: Limits
+    segmentation: Segmentation | None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Rows as token ids.
 
@@ -71,9 +82,11 @@ class Prepared:
     * unpaired: ``prompt_ids``, ``completion_ids``, ``label``
     * ranked: ``prompt_ids``, ``completions_ids`` (best first), ``ranks`` (equal ranks are ties)
 
-    and ``row``, the row's number in the source. No response and no prompt is empty.
+    and ``row``, the row's number in the source. No response and no prompt is empty. With numbered
+    segments each ``X_ids`` of a response has an ``X_segments`` beside it: one number a token, from
+    0; -1: the token is not the model's own.
     ``report`` is complete for a loaded data set; for a stream it counts the latest pass so far.
-    ``fingerprint``: hash of the rows, the tokenizer and the limits.
+    ``fingerprint``: hash of the rows, the tokenizer and all settings.
     """
 
     dataset: "datasets.Dataset | datasets.IterableDataset"
@@ -89,6 +102,8 @@ def prepare(
     max_length: int = 1024,
     max_prompt_length: int | None = None,
     truncation_mode: TruncationMode = "keep_start",
+    segments: SegmentMode = "auto",
+    step_pattern: str = "lines",
     num_proc: int | None = None,
 ) -> Prepared:
     """Tokenise rows (by the rules of :func:`tokenq.data.encode`) and cut them to length.
@@ -103,30 +118,45 @@ def prepare(
         max_prompt_length: tokens of the prompt, which is cut from its beginning; None: no limit.
         truncation_mode: ``keep_start`` cuts the ends of responses; ``keep_end`` first cuts the
             beginning of the prompt.
+        segments: ``turns`` numbers the assistant's turns in each answer and marks what others say
+            in between; ``steps`` numbers reasoning steps; ``none`` adds no column; ``auto`` is
+            ``turns`` where an answer has several (of a stream: where answers are messages). Ids
+            are the same whatever is numbered.
+        step_pattern: ``lines``, ``paragraphs``, ``numbered`` ("Step 1: ...") or a regular
+            expression that matches where a step begins.
         num_proc: processes that tokenise (not for streams); None or 1: this one.
 
     Raises:
-        UserError: a limit is out of range, no row is left, messages meet a tokenizer without chat
-            template, or the tokenizer has no EOS token.
+        UserError: a setting is out of range, no row is left, messages meet a tokenizer without
+            chat template, the tokenizer has no EOS token, or a row's turns cannot be told apart.
     """
     limits = Limits(max_length, max_prompt_length, truncation_mode)
     encoder = ResponseEncoder(tokenizer)  # refuses an unfit tokenizer before any row is touched
-    identity = {"tokenizer": tokenizer_hash(tokenizer), "limits": vars(limits), "v": _ENCODING}
-    fingerprint = _hash({"rows": rows.fingerprint, **identity})
+    segmentation = Segmentation.choose(
+        segments, step_pattern, rows.dataset, _ANSWER_COLUMNS[rows.kind]
+    )
+    settings = _Settings(encoder, rows.kind, limits, segmentation)
+    identity = {
+        "tokenizer": tokenizer_hash(tokenizer),
+        "limits": vars(limits),
+        "segments": segmentation and vars(segmentation),
+        "v": _ENCODING,
+    }
+    fingerprint = json_hash({"rows": rows.fingerprint, **identity})
     report = PreparationReport(rejected=rows.rejected)
     if isinstance(rows.dataset, datasets.IterableDataset):
-        stream = _stream(rows.dataset, encoder, rows.kind, limits, report)
+        stream = _stream(rows.dataset, settings, report)
         return Prepared(stream, rows.kind, report, fingerprint)
     noted = rows.dataset.map(
         _prepare_batch,
         batched=True,
         batch_size=_BATCH,
-        fn_kwargs={"encoder": encoder, "kind": rows.kind, "limits": limits},
+        fn_kwargs={"settings": settings},
         remove_columns=rows.dataset.column_names,
-        features=_features(rows.kind),
+        features=_features(settings),
         num_proc=num_proc if num_proc and num_proc > 1 else None,
         # The library would hash the tokenizer's pickle, which changes with use.
-        new_fingerprint=_hash({"rows": rows.dataset._fingerprint, **identity})[:32],
+        new_fingerprint=json_hash({"rows": rows.dataset._fingerprint, **identity})[:32],
         desc="Tokenising",
     )
     kept = []
@@ -155,7 +185,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         }
     else:
         model = tokenizer.get_vocab()
-    return _hash(
+    return json_hash(
         {
             "model": model,
             "class": type(tokenizer).__name__,
@@ -166,15 +196,14 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _features(kind: Kind) -> datasets.Features:
+def _features(settings: _Settings) -> datasets.Features:
+    kind = settings.kind
     ids = datasets.List(datasets.Value("int32"))
     columns: dict[str, Any] = {"row": datasets.Value("int64"), "prompt_ids": ids}
     for name in _ANSWER_COLUMNS[kind]:
         columns[f"{name}_ids"] = datasets.List(ids) if kind == "ranked" else ids
+        if settings.segmentation:
+            columns[f"{name}_segments"] = columns[f"{name}_ids"]
     if kind == "unpaired":
         columns["label"] = datasets.Value("bool")
     if kind == "ranked":
@@ -188,79 +217,101 @@ def _features(kind: Kind) -> datasets.Features:
 
 
 def _stream(
-    rows: datasets.IterableDataset,
-    encoder: ResponseEncoder,
-    kind: Kind,
-    limits: Limits,
-    report: PreparationReport,
+    rows: datasets.IterableDataset, settings: _Settings, report: PreparationReport
 ) -> datasets.IterableDataset:
     def prepared() -> Iterator[dict[str, Any]]:
         vars(report).update(vars(PreparationReport(rejected=report.rejected)))
         source = iter(rows)
         while batch := list(itertools.islice(source, _BATCH)):
-            for row in _prepare_rows(batch, encoder, kind, limits):
+            for row in _prepare_rows(batch, settings):
                 if _count(report, row):
                     yield {name: value for name, value in row.items() if name not in _NOTES}
 
     return datasets.IterableDataset.from_generator(prepared)
 
 
-def _prepare_batch(
-    batch: Mapping[str, list[Any]], encoder: ResponseEncoder, kind: Kind, limits: Limits
-) -> dict[str, list[Any]]:
+def _prepare_batch(batch: Mapping[str, list[Any]], settings: _Settings) -> dict[str, list[Any]]:
     count = len(batch["row"])
     rows = [{name: values[i] for name, values in batch.items()} for i in range(count)]
-    prepared = _prepare_rows(rows, encoder, kind, limits)
+    prepared = _prepare_rows(rows, settings)
     return {name: [row[name] for row in prepared] for name in prepared[0]}
 
 
-def _prepare_rows(
-    rows: list[dict[str, Any]], encoder: ResponseEncoder, kind: Kind, limits: Limits
-) -> list[dict[str, Any]]:
-    rendered = [_render(row, encoder, kind) for row in rows]
+def _prepare_rows(rows: list[dict[str, Any]], settings: _Settings) -> list[dict[str, Any]]:
+    rendered = [_render(row, settings) for row in rows]
     flat = [each for one in rendered if not isinstance(one, str) for each in one]
-    tokenised = iter(encoder.tokenise(flat))
+    tokenised = iter(settings.encoder.tokenise(flat))
     prepared = []
     for row, one in zip(rows, rendered, strict=True):
         if isinstance(one, str):
-            prepared.append(_dropped(row, kind, one))
+            prepared.append(_dropped(row, settings, one))
             continue
         texts = [next(tokenised) for _ in one]
         marks = ["response_altered"] if any(each.span is None for each in one) else []
-        prepared.append(_fit(row, texts, marks, encoder, kind, limits))
+        try:
+            segments = _segments(row, one, texts, settings)
+        except UnclearSteps:
+            prepared.append(_dropped(row, settings, "steps_unknown"))
+            continue
+        prepared.append(_fit(row, texts, segments, marks, settings))
     return prepared
 
 
-def _render(row: dict[str, Any], encoder: ResponseEncoder, kind: Kind) -> list[Rendering] | str:
+def _render(row: dict[str, Any], settings: _Settings) -> list[Rendering] | str:
     """The row's responses as text, or the reason why it is dropped."""
-    answers = [row[name] for name in _ANSWER_COLUMNS[kind]]
-    answers = answers[0] if kind == "ranked" else answers
-    if kind == "ranked" and len(set(row["ranks"])) == 1:
+    if settings.kind == "ranked" and len(set(row["ranks"])) == 1:
         return "tied"
-    options = template_options({name: row.get(name) for name in TEMPLATE_COLUMNS})
+    answers = _answers(row, settings.kind)
     try:
-        return encoder.render(row["prompt"], answers, options)
+        return settings.encoder.render(row["prompt"], answers, _options(row))
     except EmptyResponse:
         return "empty_response"
     except TemplateRefusal:
         return "template_error"
 
 
+def _answers(row: Mapping[str, Any], kind: Kind) -> list[Any]:
+    answers = [row[name] for name in _ANSWER_COLUMNS[kind]]
+    return answers[0] if kind == "ranked" else answers
+
+
+def _options(row: Mapping[str, Any]) -> dict[str, Any]:
+    return template_options({name: row.get(name) for name in TEMPLATE_COLUMNS})
+
+
+def _segments(
+    row: Mapping[str, Any],
+    renderings: list[Rendering],
+    texts: list[TokenisedText],
+    settings: _Settings,
+) -> list[list[int]]:
+    """Numbers for the ids of each response, the prompt included; nothing if none are wanted."""
+    if settings.segmentation is None:
+        return [[] for _ in texts]
+    answers = _answers(row, settings.kind)
+    return [
+        settings.segmentation.numbers(
+            settings.encoder, row, answer, _options(row), rendering, tokens
+        )
+        for answer, rendering, tokens in zip(answers, renderings, texts, strict=True)
+    ]
+
+
 def _fit(
     row: dict[str, Any],
     texts: list[TokenisedText],
+    segments: list[list[int]],
     marks: list[str],
-    encoder: ResponseEncoder,
-    kind: Kind,
-    limits: Limits,
+    settings: _Settings,
 ) -> dict[str, Any]:
+    encoder, kind, limits = settings.encoder, settings.kind, settings.limits
     if any(text.empty for text in texts):
-        return _dropped(row, kind, "empty_response")
+        return _dropped(row, settings, "empty_response")
     boundary = min(text.common for text in texts)
     if any(text.boundary_shifted for text in texts):
         marks.append("boundary_shifted")
     if not boundary and not encoder.has_bos:
-        return _dropped(row, kind, "no_prompt_token")
+        return _dropped(row, settings, "no_prompt_token")
     prompt = encoder.prompt_ids(texts[0].ids[:boundary])
     responses = [text.ids[boundary:] for text in texts]
 
@@ -269,23 +320,25 @@ def _fit(
         marks.append("prompt_truncated")
     room = limits.max_length - len(cut_prompt)
     if room < 1:
-        return _dropped(row, kind, "prompt_too_long")
+        return _dropped(row, settings, "prompt_too_long")
     if any(len(response) > room for response in responses):
         marks.append("truncated")
     responses = [response[:room] for response in responses]
+    segments = [numbers[boundary : boundary + room] for numbers in segments]
 
     ranks = row.get("ranks", [])
     if kind == "ranked":
         first_places = {tuple(ids): i for i, ids in reversed(list(enumerate(responses)))}
         places = sorted(first_places.values())
         responses, ranks = [responses[i] for i in places], [ranks[i] for i in places]
+        segments = [segments[i] for i in places]
         if len(responses) > 1 and len(set(ranks)) == 1:
-            return _dropped(row, kind, "tied")
+            return _dropped(row, settings, "tied")
     if (kind == "ranked" and len(responses) < 2) or (
         kind == "preference" and responses[0] == responses[1]
     ):
-        return _dropped(row, kind, "identical")
-    return _row(row, kind, cut_prompt, responses, ranks, None, marks)
+        return _dropped(row, settings, "identical")
+    return _row(row, settings, cut_prompt, responses, segments, ranks, None, marks)
 
 
 def _cut_prompt(
@@ -302,26 +355,32 @@ def _cut_prompt(
     return bos + prompt[len(prompt) - keep + len(bos) :]
 
 
-def _dropped(row: dict[str, Any], kind: Kind, reason: str) -> dict[str, Any]:
-    responses: list[list[int]] = [[] for _ in _ANSWER_COLUMNS[kind]]
-    return _row(row, kind, [], responses, [], reason, [])
+def _dropped(row: dict[str, Any], settings: _Settings, reason: str) -> dict[str, Any]:
+    nothing: list[list[int]] = [[] for _ in _ANSWER_COLUMNS[settings.kind]]
+    return _row(row, settings, [], nothing, nothing, [], reason, [])
 
 
 def _row(
     row: dict[str, Any],
-    kind: Kind,
+    settings: _Settings,
     prompt: list[int],
     responses: list[list[int]],
+    segments: list[list[int]],
     ranks: list[int],
     dropped: str | None,
     marks: list[str],
 ) -> dict[str, Any]:
+    kind = settings.kind
     columns: dict[str, Any] = {"row": row["row"], "prompt_ids": prompt}
+    features = {"ids": responses, **({"segments": segments} if settings.segmentation else {})}
+    for feature, values in features.items():
+        if kind == "ranked":
+            columns[f"completions_{feature}"] = values
+        else:
+            names = [f"{name}_{feature}" for name in _ANSWER_COLUMNS[kind]]
+            columns |= dict(zip(names, values, strict=True))
     if kind == "ranked":
-        columns |= {"completions_ids": responses, "ranks": ranks}
-    else:
-        names = [f"{name}_ids" for name in _ANSWER_COLUMNS[kind]]
-        columns |= dict(zip(names, responses, strict=True))
+        columns["ranks"] = ranks
     if kind == "unpaired":
         columns["label"] = row["label"]
     lengths = [len(prompt), *map(len, responses)]

@@ -16,6 +16,7 @@ DROP_REASONS = {
     "empty_response": "the response is empty once rendered",
     "no_prompt_token": "the prompt has no token and the tokenizer no BOS",
     "template_error": "the chat template refuses the conversation",
+    "steps_unknown": "the chat template rewrites a response whose steps were to be numbered",
 }
 
 

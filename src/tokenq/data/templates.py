@@ -84,6 +84,10 @@ class ChatRenderer:
         """The prompt with the header of the assistant's turn. Raises :class:`TemplateRefusal`."""
         return self._apply(prompt, options, add_generation_prompt=True)
 
+    def conversation(self, messages: Messages, options: Mapping[str, Any]) -> str:
+        """A conversation as it stands, no turn begun. Raises :class:`TemplateRefusal`."""
+        return self._apply(messages, options, add_generation_prompt=False)
+
     def response(
         self, prompt: Messages, rendered_prompt: str, response: Messages, options: Mapping[str, Any]
     ) -> Rendering:
