@@ -43,7 +43,8 @@ def responses(log_policy: Tensor, log_ref: Tensor, arms: Sequence[int]) -> Respo
 def pair(log_policy: Tensor, log_ref: Tensor, chosen: int, rejected: int) -> PairLogps:
     """One pair of arms."""
     better, worse = (responses(log_policy, log_ref, [arm]) for arm in (chosen, rejected))
-    assert better.ref_logps is not None and worse.ref_logps is not None
+    assert better.ref_logps is not None
+    assert worse.ref_logps is not None
     return PairLogps(
         better.logps, worse.logps, better.ref_logps, worse.ref_logps, better.mask, worse.mask
     )

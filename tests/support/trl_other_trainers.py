@@ -18,10 +18,10 @@ from tokenq.objectives import LabelledLogps, PairLogps, RankedLogps, ResponseLog
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 pytest.importorskip("trl")
 
-from trl.experimental.cpo import CPOTrainer  # noqa: E402
-from trl.experimental.orpo import ORPOTrainer  # noqa: E402
-from trl.experimental.tpo import TPOTrainer  # noqa: E402
-from trl.trainer.kto_trainer import KTOTrainer  # noqa: E402
+from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
+from trl.experimental.tpo import TPOTrainer
+from trl.trainer.kto_trainer import KTOTrainer
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 
@@ -49,7 +49,8 @@ def random_pairs(
     """Pairs of such responses, all of `length` steps if it is given."""
     chosen = random_response(2 * seed, rows, dtype, length)
     rejected = random_response(2 * seed + 1, rows, dtype, length)
-    assert chosen.ref_logps is not None and rejected.ref_logps is not None
+    assert chosen.ref_logps is not None
+    assert rejected.ref_logps is not None
     return PairLogps(
         chosen.logps, rejected.logps, chosen.ref_logps, rejected.ref_logps,
         chosen.mask, rejected.mask,
@@ -87,7 +88,8 @@ def kto(batch: LabelledLogps, **settings: Any) -> Tensor:
     trainer.precompute_ref_logps = True
     trainer._total_train_tokens, trainer._tp_size = 0, 1
     responses, mismatched = batch.responses, batch.mismatched
-    assert mismatched is not None and mismatched.ref_logps is not None
+    assert mismatched is not None
+    assert mismatched.ref_logps is not None
     inputs = {
         "input_ids": _ids(responses.mask),
         "attention_mask": _with_prompt(torch.ones_like(responses.mask)),
