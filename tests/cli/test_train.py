@@ -82,7 +82,7 @@ def test_started_again_it_goes_on_and_another_configuration_is_refused(
     path.write_text(json.dumps(record))
     assert train(tmp_path, base, "--beta", "0.2") == 2
     refusal = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "its run has beta 0.1, now it is 0.2" in refusal
+    assert "its run has beta unset, now it is 0.2" in refusal
     assert "--overwrite_output_dir" in refusal
     write_jsonl(tmp_path / "train.jsonl", pairs(10, seed=4))
     assert train(tmp_path, base) == 2

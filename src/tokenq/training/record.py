@@ -47,7 +47,10 @@ def difference(folder: Path, settings: dict[str, Any]) -> str | None:
         return None
     key = changed[0]
     more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-    return f"its run has {key} {then.get(key)!r}, now it is {settings.get(key)!r}{more}"
+    before, now = (
+        "unset" if values.get(key) is None else repr(values[key]) for values in (then, settings)
+    )
+    return f"its run has {key} {before}, now it is {now}{more}"
 
 
 def claim(folder: Path, settings: dict[str, Any], facts: dict[str, Any]) -> None:
