@@ -7,20 +7,23 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
+def finite(log_probs: Array) -> Array:
+    """`log_probs` with 0 for -inf, for products with a probability that is 0 there."""
+    return np.where(np.isneginf(log_probs), 0.0, log_probs)
+
+
 def log_sum_exp(values: Array) -> Array:
-    """log sum exp over the last axis, without overflow."""
-    result: Array = np.logaddexp.reduce(values, axis=-1)
+    """log sum exp over the last axis, without overflow; -inf is a term of 0."""
+    highest = values.max(-1)
+    shift = finite(highest)[..., None]
+    with np.errstate(divide="ignore"):
+        result: Array = np.log(np.exp(values - shift).sum(-1)) + shift[..., 0]
     return result
 
 
 def log_softmax(logits: Array) -> Array:
     """`logits` normalised over the last axis."""
     return logits - log_sum_exp(logits)[..., None]
-
-
-def finite(log_probs: Array) -> Array:
-    """`log_probs` with 0 for -inf, for products with a probability that is 0 there."""
-    return np.where(np.isneginf(log_probs), 0.0, log_probs)
 
 
 def per_edge(values: ArrayLike) -> Array:

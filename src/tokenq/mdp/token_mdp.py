@@ -132,9 +132,10 @@ class TokenMDP:
             ),
             batch,
         )
-        q = step + self.tree.next_values(v)
+        following = self.tree.next_values(v)
+        q = step + following
         log_policy = (q - v[..., None]) / scale
-        advantage = self.reward + self.tree.next_values(v) - v[..., None]
+        advantage = self.reward + following - v[..., None]
         return Solution(beta, q, v, log_policy, advantage)
 
     def evaluate(self, log_policy: Array, beta: ArrayLike) -> PolicyValue:

@@ -55,7 +55,8 @@ def _draw_masses(axes: Axes, trained: list[Results]) -> None:
                   label="learned, one point a start" if first else None)  # fmt: skip
         axes.plot(index, part["exact_mass"], "_", color="k", markersize=14,
                   label="pi*" if first else None)  # fmt: skip
-    axes.set(xlabel="seed", ylabel="mass on responses in no pair", ylim=(0, 1))
+    axes.set(xlabel="MDP", ylabel="mass on responses in no pair", ylim=(0, 1))
+    axes.set_xticks(range(len(trained)))
     axes.set_title("uncovered responses: the mass is free")
     axes.legend(fontsize=7)
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from tokenq.reproduce.experiment import Results
-from tokenq.reproduce.statistics import estimate, shown
+from tokenq.reproduce.statistics import estimate, paired_difference, shown
 
 REACHED = 1e-8
 """KL(pi* || pi) below which training counts as having reached pi*, nats."""
@@ -77,9 +77,9 @@ and {steps} (beta = {beta:g}, V*(s0) = {example["start_value"]:.4f}):
 {_table(header, rows)}
 
 Likelihood search answers `{_text(likeliest)}`, the highest in the columns `log pi*` and eq. 12.
-Log-ratio search answers `{_text(best)}`, the highest in the columns `log pi*/pi_ref` and return; its
-return is higher by {best["return"] - likeliest["return"]:.4f}, but the reference gives it little
-probability. In every row eq. 12 is `+V*(s0) + beta log pi*`, and the return is
+Log-ratio search answers `{_text(best)}`, the highest in the columns `log pi*/pi_ref` and return;
+its return is higher by {best["return"] - likeliest["return"]:.4f}, but the reference gives it
+little probability. In every row eq. 12 is `+V*(s0) + beta log pi*`, and the return is
 `V*(s0) + beta log pi*/pi_ref`."""
 
 
@@ -94,6 +94,11 @@ def _training(results: Results) -> str:
     )
     reached = sum(part["kl"] <= REACHED for part in labelled)
     turned = sum(part["kl"] > 10 * part["lowest_kl"] for part in certain)
+    bias = shown(
+        paired_difference(
+            [part["learned_mass"] for part in partial], [part["exact_mass"] for part in partial]
+        )
+    )
     rows = [
         ("all pairs, Bradley-Terry labels", "KL(pi* to pi)", _largest(labelled, "kl")),
         ("", "learned from true reward: error as a shaping", _largest(labelled, "shaping_error")),
@@ -109,7 +114,8 @@ def _training(results: Results) -> str:
         ("", "KL given a response that is in pairs", _largest(partial, "kl_within_covered")),
         ("", "mass on the others: pi*", _mean(partial, "exact_mass", 3)),
         ("", "mass on the others: reference", _mean(partial, "reference_mass", 3)),
-        ("", "mass on the others: learned", _mean(partial, "from_reference", 3)),
+        ("", "mass on the others: learned", _mean(partial, "learned_mass", 3)),
+        ("", "mass on the others: learned less pi*", bias),
         ("", "mass on the others: range over five starts", _mean(partial, "mass_range", 3)),
         ("", "loss: range over five starts", _largest(partial, "loss_range")),
     ]
