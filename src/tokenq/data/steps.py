@@ -65,7 +65,8 @@ def share_steps(prepared: "Prepared", keep: int | None = None) -> "Prepared":
     """Move the steps that both answers of a pair begin with into its prompt.
 
     The ids themselves stay as they are, only the border between prompt and answers moves, so that
-    the pair differs from its first step on. Segments are numbered from there.
+    the pair differs from its first step on. Segments are numbered from there; other token features
+    lose the same tokens.
 
     Args:
         prepared: preference pairs prepared with ``segments="steps"``.
@@ -100,17 +101,18 @@ def share_steps(prepared: "Prepared", keep: int | None = None) -> "Prepared":
     return replace(prepared, dataset=moved, fingerprint=fingerprint)
 
 
-def _shared(row: Mapping[str, Any], keep: int | None) -> dict[str, list[int]]:
+def _shared(row: Mapping[str, Any], keep: int | None) -> dict[str, list[Any]]:
     chosen, rejected = row["chosen_ids"], row["rejected_ids"]
     steps = [row["chosen_segments"], row["rejected_segments"]]
     # One answer may be all of the other's beginning; a last token is left to each.
     common = min(common_prefix_length(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     first = min(numbers.index(numbers[common]) for numbers in steps)
-    moved: dict[str, list[int]] = {"prompt_ids": [*row["prompt_ids"], *chosen[:first]]}
+    moved: dict[str, list[Any]] = {"prompt_ids": [*row["prompt_ids"], *chosen[:first]]}
     for side, numbers in zip(("chosen", "rejected"), steps, strict=True):
         left = _renumbered(numbers[first:])
         count = len(left) if keep is None else bisect_right(left, keep - 1)
-        moved[f"{side}_ids"] = row[f"{side}_ids"][first : first + count]
+        for name in (name for name in row if name.startswith(f"{side}_")):
+            moved[name] = row[name][first : first + count]
         moved[f"{side}_segments"] = left[:count]
     return moved
 

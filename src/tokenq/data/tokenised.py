@@ -28,6 +28,23 @@ def tokenised_kind(columns: Collection[str]) -> Kind | None:
     return next(found, None)
 
 
+def holds_token_ids(
+    source: str | Path,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+) -> bool:
+    """Whether the first row of a source holds token ids; arguments as in :func:`load_tokenised`."""
+    opened = open_source(source, split=split, config=config, revision=revision, streaming=False)
+    if isinstance(opened, ArrowSet):
+        columns = list(opened.dataset.column_names or ())
+    else:
+        first = next(iter(opened.records()), None)
+        columns = list(first.row) if first and isinstance(first.row, dict) else []
+    return tokenised_kind(columns) is not None
+
+
 def load_tokenised(
     source: str | Path,
     *,
