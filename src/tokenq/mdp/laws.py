@@ -31,6 +31,12 @@ def bradley_terry_scores(preferences: Tensor) -> Tensor:
     return scores
 
 
+def told_law(bandit: PreferenceBandit) -> Tensor:
+    """pi_ref exp(r / tau) / Z with the true reward: where differences of it are told."""
+    _require_coverage(bandit)
+    return bandit.target
+
+
 def logistic_law(bandit: PreferenceBandit) -> Tensor:
     """pi_ref exp(s / tau) / Z with s the Bradley-Terry scores of the labels: DPO's."""
     _require_coverage(bandit)
@@ -51,6 +57,11 @@ def robust_law(bandit: PreferenceBandit, smoothing: float) -> Tensor:
     if bool(((clean <= 0) | (clean >= 1)).any()):
         raise ValueError(f"some labels are flipped less often than {smoothing}: no finite minimum")
     return logistic_law(replace(bandit, preferences=clean))
+
+
+def weighted_law(bandit: PreferenceBandit, weight: float) -> Tensor:
+    """DPO's at the temperature `weight` * tau: every log-ratio counts `weight` times."""
+    return logistic_law(replace(bandit, tau=weight * bandit.tau))
 
 
 def uniform_prior_law(bandit: PreferenceBandit) -> Tensor:

@@ -1,0 +1,136 @@
+"""The registered objectives, as they are, against the laws that the table of targets says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokenq.mdp import targets
+from tokenq.mdp.target_table import TARGETS, Target
+from tokenq.mdp.targets import PreferenceBandit
+from tokenq.objectives import OBJECTIVES
+from tokenq.reproduce.bandit_objectives import population_loss, ranking_law, uses_reference
+from tokenq.reproduce.udrra import problem, stacked
+
+TAU = 0.6
+WITH_LAW = [name for name, target in TARGETS.items() if target.objective and target.closed_form]
+
+
+def two_answers(seeds: int) -> PreferenceBandit:
+    """Problems of two answers with Bradley-Terry labels."""
+    generator = torch.Generator().manual_seed(3)
+    reward = torch.randn(seeds, 2, generator=generator, dtype=torch.float64)
+    reference = torch.softmax(torch.randn(seeds, 2, generator=generator, dtype=torch.float64), -1)
+    return PreferenceBandit(
+        reference,
+        reward,
+        torch.full((seeds,), TAU, dtype=torch.float64),
+        torch.tensor([0.3, 0.7], dtype=torch.float64).expand(seeds, 2),
+        targets.bradley_terry(reward),
+    )
+
+
+def problem_for(target: Target) -> PreferenceBandit:
+    """Problems within the scope of the closed form, coverage uneven."""
+    if target.scope == "two answers":
+        return two_answers(3)
+    bandit = stacked([problem(seed, TAU, "skewed", "sampled") for seed in range(3)])
+    if target.scope == "flipped labels":
+        rate = float(target.settings["label_smoothing"])
+        return replace(bandit, preferences=targets.flipped(bandit.preferences, rate))
+    if target.scope == "any labels":
+        return stacked([problem(seed, TAU, "skewed", "noisy") for seed in range(3)])
+    return bandit
+
+
+def build(target: Target) -> object:
+    scale = {target.scale: TAU} if target.scale else {}
+    return OBJECTIVES[target.objective](**scale, **target.settings)
+
+
+def value_and_gradient(
+    objective: object, policy: Tensor, bandit: PreferenceBandit
+) -> tuple[Tensor, Tensor]:
+    logits = policy.log().requires_grad_(True)
+    loss = population_loss(objective)(torch.log_softmax(logits, -1), bandit)
+    return loss.detach(), torch.autograd.grad(loss.sum(), logits)[0]
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_LAW if name != "hinge"])
+def test_objective_stands_still_at_its_law(name: str) -> None:
+    target = TARGETS[name]
+    bandit = problem_for(target)
+    assert target.closed_form is not None
+    _, gradient = value_and_gradient(build(target), target.closed_form(bandit), bandit)
+    assert float(gradient.abs().max()) < 1e-10
+    _, elsewhere = value_and_gradient(build(target), bandit.reference, bandit)
+    assert float(elsewhere.abs().max()) > 1e-3
+
+
+def test_hinge_is_lowest_at_its_law() -> None:
+    target, bandit = TARGETS["hinge"], two_answers(3)
+    assert target.closed_form is not None
+    law = target.closed_form(bandit)
+    there, _ = value_and_gradient(build(target), law, bandit)
+    for aside in (-0.05, 0.05):
+        moved = torch.softmax(law.log() + torch.tensor([aside, 0.0]), -1)
+        assert bool((value_and_gradient(build(target), moved, bandit)[0] > there).all())
+
+
+def test_every_objective_has_a_target() -> None:
+    assert set(OBJECTIVES.values()) == {
+        OBJECTIVES[target.objective] for target in TARGETS.values() if target.objective
+    }
+
+
+def test_exact_expectation_is_the_population_loss_of_dpo() -> None:
+    bandit = stacked([problem(seed, TAU, "skewed", "noisy") for seed in range(4)])
+    policy = torch.softmax(torch.randn(4, 5, dtype=torch.float64), -1).log()
+    torch.testing.assert_close(
+        population_loss(OBJECTIVES["dpo"](beta=TAU))(policy, bandit),
+        targets.preference_loss(policy, bandit),
+    )
+
+
+def test_discopop_margin() -> None:
+    """(1-P) e^2m = P (1 + e^m) in the limit of a small discopop_tau."""
+    bandit = two_answers(4)
+    preference = bandit.preferences[:, 0, 1]
+    better = torch.maximum(preference, 1 - preference)
+    odds = better / (1 - better)
+    margin = torch.log((odds + torch.sqrt(odds**2 + 4 * odds)) / 2) * torch.sign(preference - 0.5)
+    law = targets.boltzmann(bandit.reference, torch.stack([margin, torch.zeros(4)], -1), bandit.tau)
+    _, gradient = value_and_gradient(
+        OBJECTIVES["discopop"](beta=TAU, discopop_tau=0.01), law, bandit
+    )
+    assert float(gradient.abs().max()) < 1e-10
+
+
+def test_coupled_rows_stand_in_proportion() -> None:
+    """BCO at P = 1/2 everywhere: labels are coins, and it stands still at the reference."""
+    bandit = replace(
+        stacked([problem(seed, TAU, "uniform", "sampled") for seed in range(3)]),
+        preferences=torch.full((3, 5, 5), 0.5, dtype=torch.float64),
+    )
+    assert not uses_reference(OBJECTIVES["simpo"]())
+    _, gradient = value_and_gradient(OBJECTIVES["bco"](beta=TAU), bandit.reference, bandit)
+    assert float(gradient.abs().max()) < 1e-12
+
+
+def test_ranking_law_is_plackett_luce() -> None:
+    """And for labels without noise all mass is on the true order."""
+    bandit = stacked([problem(0, TAU, "uniform", "sampled")])
+    orders = torch.tensor([[0, 1, 2], [2, 1, 0], [1, 0, 2], [0, 2, 1], [1, 2, 0], [2, 0, 1]])
+    weight = bandit.reward[0].exp()
+    expected = torch.stack(
+        [
+            weight[i] / (weight[i] + weight[j] + weight[k]) * weight[j] / (weight[j] + weight[k])
+            for i, j, k in orders.tolist()
+        ]
+    )
+    torch.testing.assert_close(ranking_law(orders, bandit)[0], expected)
+    certain = replace(bandit, preferences=targets.deterministic(bandit.reward))
+    order = bandit.reward[0, :3].argsort(descending=True).tolist()
+    law = ranking_law(orders, certain)[0]
+    assert law[[o.tolist() for o in orders].index(order)] == 1
