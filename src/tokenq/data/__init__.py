@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tokenq.data.preparation import tokenizer_hash as tokenizer_hash
     from tokenq.data.report import PreparationReport as PreparationReport
     from tokenq.data.steps import share_steps as share_steps
+    from tokenq.data.tokenised import holds_token_ids as holds_token_ids
     from tokenq.data.tokenised import load_tokenised as load_tokenised
     from tokenq.data.tokenised import tokenised_kind as tokenised_kind
 
@@ -55,6 +56,7 @@ _HOMES = {
     "tokenizer_hash": "preparation",
     "PreparationReport": "report",
     "share_steps": "steps",
+    "holds_token_ids": "tokenised",
     "load_tokenised": "tokenised",
     "tokenised_kind": "tokenised",
 }

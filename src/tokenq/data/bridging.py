@@ -107,11 +107,13 @@ def bridge(
         outcomes.append(outcome)
     done = [outcome == "bridged" for outcome in outcomes]
     content = json_hash({"rows": rows.fingerprint, "chosen": chosen, "unbridged": unbridged})
-    bridged = (
-        dataset.rename_column("chosen", "original_chosen")
-        .add_column("chosen", chosen, content[:32], dataset.features["chosen"])
-        .add_column("bridged", done, content[32:], datasets.Value("bool"))
-    )
+    bridged = dataset.rename_column("chosen", "original_chosen")
+    for name, values, kind in (
+        ("chosen", chosen, dataset.features["chosen"]),
+        ("bridged", done, datasets.Value("bool")),
+    ):
+        named = json_hash([content, name])[:32]
+        bridged = bridged.add_column(name, values, new_fingerprint=named, feature=kind)
     if unbridged == "drop":
         bridged = bridged.select([place for place, each in enumerate(done) if each])
         if not len(bridged):
@@ -242,7 +244,7 @@ class ModelEditor:
         written = whole[0, len(ids) :].tolist()
         if written[-1] not in self._ends:
             return None
-        return str(self.tokenizer.decode(written, skip_special_tokens=True)).strip() or None
+        return str(self.tokenizer.decode(written[:-1], skip_special_tokens=True)).strip() or None
 
     @property
     def _ends(self) -> list[int]:

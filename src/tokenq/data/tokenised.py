@@ -8,6 +8,7 @@ import datasets
 
 from tokenq.data.features import FEATURE_TYPES, check_row, feature_column
 from tokenq.data.formats import Kind
+from tokenq.data.hashing import json_hash
 from tokenq.data.preparation import Prepared
 from tokenq.data.report import PreparationReport
 from tokenq.data.sources import ArrowSet, Unreadable, open_source
@@ -51,6 +52,7 @@ def load_tokenised(
     split: str = "train",
     config: str | None = None,
     revision: str | None = None,
+    limit: int | None = None,
 ) -> Prepared:
     """Load rows of token ids, and the feature columns beside them, with every row checked.
 
@@ -58,7 +60,7 @@ def load_tokenised(
     "rejected_ids": [4, 2], "rejected_rewards": [-0.2, 0.1]}``. Other columns are left out.
 
     Args:
-        source, split, config, revision: as :func:`tokenq.data.load_rows` takes them.
+        source, split, config, revision, limit: as :func:`tokenq.data.load_rows` takes them.
 
     Raises:
         UserError: nothing is there, it cannot be read, the columns are no kind of
@@ -81,6 +83,7 @@ def load_tokenised(
             places.append(record.where)
             rows.append(record.row)
         columns = list(dict.fromkeys(name for row in rows for name in row))
+    rows, places = rows[:limit], places[:limit]
     if not rows:
         raise UserError(f"{source}: holds no rows")
     kind = tokenised_kind(columns)
@@ -101,6 +104,8 @@ def load_tokenised(
         {"row": number, **{name: row[name] for name in types}} for number, row in enumerate(rows)
     ]
     features = datasets.Features({"row": datasets.Value("int64"), **types})
+    if limit is not None:
+        fingerprint = json_hash({"rows": fingerprint, "limit": limit})
     return Prepared(datasets.Dataset.from_list(kept, features), kind, report, fingerprint)
 
 
