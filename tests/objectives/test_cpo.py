@@ -48,7 +48,7 @@ def test_worked_by_hand(form: Form, expected: float) -> None:
         torch.tensor([[-1.0, -3.0]]), torch.tensor([[-8.0, -9.0]]), zeros, zeros,
         torch.tensor([[True, True]]), torch.tensor([[True, False]]),
     )  # fmt: skip
-    loss, metrics = CPO(beta=0.5, cpo_alpha=0.1, form=form)(pairs)
+    loss, metrics = CPO(beta=0.5, cpo_alpha=0.1, cpo_form=form)(pairs)
     assert math.isclose(loss, expected, rel_tol=1e-6)
     assert metrics["nll_loss"] == 2
     assert metrics["rewards/rejected"] == -4
@@ -133,7 +133,7 @@ def test_the_optimum_on_two_answers(cpo_alpha: float) -> None:
 @FORMS
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_batches_in_every_form(case: str, form: Form) -> None:
-    objective = CPO(form=form)
+    objective = CPO(cpo_form=form)
     assert_finite(objective, batch_for(objective, HOSTILE[case]))
 
 
@@ -142,9 +142,12 @@ def test_hostile_batches_in_every_form(case: str, form: Form) -> None:
     [
         ({"beta": 0.0}, "beta must be > 0, got 0.0"),
         ({"cpo_alpha": -1.0}, "cpo_alpha must be >= 0, got -1.0"),
-        ({"form": "square"}, "form must be one of sigmoid, hinge, ipo, got 'square'"),
+        ({"cpo_form": "square"}, "cpo_form must be one of sigmoid, hinge, ipo, got 'square'"),
         ({"label_smoothing": 0.7}, r"label_smoothing must be in \[0, 0.5\), got 0.7"),
-        ({"form": "ipo", "label_smoothing": 0.1}, "label_smoothing must be 0 with form 'ipo'"),
+        (
+            {"cpo_form": "ipo", "label_smoothing": 0.1},
+            "label_smoothing must be 0 with cpo_form 'ipo'",
+        ),
     ],
 )
 def test_hyper_parameters_out_of_range(settings: dict[str, object], message: str) -> None:

@@ -43,7 +43,7 @@ def objective_and_settings(seed: int, form: str) -> tuple[TPO, dict[str, float |
         "tpo_l_gamma": draw.uniform(0, 1),
         "label_smoothing": 0.0 if form in ("hinge", "ipo") else draw.choice([0.0, 0.1]),
     }
-    return TPO(form=form, **settings), settings | {"loss_type": form}
+    return TPO(tpo_form=form, **settings), settings | {"loss_type": form}
 
 
 PADDING = 1.0
@@ -60,7 +60,7 @@ PADDING = 1.0
 )
 def test_worked_by_hand(form: str, preference: float) -> None:
     lists = of_log_probs([[-8.0, PADDING], [-1.0, -5.0], [-1.0, -2.0]], [2, 0, 1])
-    loss, metrics = TPO(beta=0.5, tpo_alpha=0.1, form=form, tpo_l_gamma=0.25)(lists)
+    loss, metrics = TPO(beta=0.5, tpo_alpha=0.1, tpo_form=form, tpo_l_gamma=0.25)(lists)
     assert math.isclose(loss, preference + 0.1 * 3, rel_tol=1e-12)
     assert metrics["nll_loss"] == 3
     assert metrics["rewards/rejected"] == -4
@@ -100,8 +100,8 @@ def test_two_answers_are_cpo(seed: int, form: str) -> None:
     lists = random_triples(seed, torch.float64)
     lists = RankedLogps(lists.answers, torch.tensor([[1, -1, 0]] * 4))
     pairs = lists.pairs()
-    ours, metrics = TPO(beta=0.3, tpo_alpha=0.7, form=form)(lists)
-    theirs, their_metrics = CPO(beta=0.3, cpo_alpha=0.7, form=form)(pairs)
+    ours, metrics = TPO(beta=0.3, tpo_alpha=0.7, tpo_form=form)(lists)
+    theirs, their_metrics = CPO(beta=0.3, cpo_alpha=0.7, cpo_form=form)(pairs)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(metrics, their_metrics)
 
@@ -127,7 +127,7 @@ def test_which_answers_are_gold_and_which_are_compared(
 @FORMS
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_batches_in_every_form(case: str, form: str) -> None:
-    objective = TPO(beta=1.0, form=form)
+    objective = TPO(beta=1.0, tpo_form=form)
     assert_finite(objective, batch_for(objective, HOSTILE[case]))
 
 
@@ -137,8 +137,11 @@ def test_hostile_batches_in_every_form(case: str, form: str) -> None:
         ({"beta": 0.0}, "beta must be > 0, got 0.0"),
         ({"tpo_alpha": -1.0}, "tpo_alpha must be >= 0, got -1.0"),
         ({"tpo_l_gamma": -1.0}, "tpo_l_gamma must be >= 0, got -1.0"),
-        ({"form": "tpo"}, "form must be one of sigmoid, hinge, ipo, tpo-l, got 'tpo'"),
-        ({"form": "hinge", "label_smoothing": 0.1}, "label_smoothing must be 0 with form 'hinge'"),
+        ({"tpo_form": "tpo"}, "tpo_form must be one of sigmoid, hinge, ipo, tpo-l, got 'tpo'"),
+        (
+            {"tpo_form": "hinge", "label_smoothing": 0.1},
+            "label_smoothing must be 0 with tpo_form 'hinge'",
+        ),
     ],
 )
 def test_hyper_parameters_out_of_range(settings: dict[str, object], message: str) -> None:

@@ -6,13 +6,20 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
-from tokenq.objectives.base import NOTHING, Metrics, Need, batch_mean, reward_metrics
+from tokenq.objectives.base import (
+    NOTHING,
+    Metrics,
+    Need,
+    batch_mean,
+    require_positive,
+    reward_metrics,
+)
 from tokenq.objectives.batch import PairLogps
 from tokenq.objectives.reference_free import (
     Form,
-    check_form,
     margin_losses,
     mean_log_prob,
+    require_form,
     score,
 )
 
@@ -21,7 +28,7 @@ from tokenq.objectives.reference_free import (
 class CPO:
     """Preference loss without a reference, plus the negative log-likelihood of the chosen response.
 
-    With `log pi(y) = sum_t log pi(a_t|s_t)`, the loss of a pair under the form "sigmoid" is
+    With `log pi(y) = sum_t log pi(a_t|s_t)`, the loss of a pair with cpo_form "sigmoid" is
 
         -log sigmoid(beta * (log pi(chosen) - log pi(rejected)))
         - cpo_alpha * log pi(chosen) / |chosen|
@@ -37,7 +44,7 @@ class CPO:
 
     beta:            scale of the log-probabilities, > 0; under "ipo" the regularisation tau
     cpo_alpha:       weight of the likelihood of the chosen response, >= 0
-    form:            sigmoid, hinge or ipo
+    cpo_form:        loss of the margin m: sigmoid, hinge or ipo
     label_smoothing: in [0, 0.5); 0 with the forms hinge and ipo
     """
 
@@ -47,18 +54,19 @@ class CPO:
 
     beta: float = 0.1
     cpo_alpha: float = 1.0
-    form: Form = "sigmoid"
+    cpo_form: Form = "sigmoid"
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_form(self.form, get_args(Form), self.beta, self.label_smoothing)
+        require_positive(beta=self.beta)
+        require_form(get_args(Form), self.label_smoothing, cpo_form=self.cpo_form)
         if not (self.cpo_alpha >= 0 and math.isfinite(self.cpo_alpha)):
             raise ValueError(f"cpo_alpha must be >= 0, got {self.cpo_alpha}")
 
     def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
-        chosen = score(batch.chosen_side, self.form)
-        rejected = score(batch.rejected_side, self.form)
-        margins = margin_losses(chosen - rejected, self.form, self.beta, self.label_smoothing)
+        chosen = score(batch.chosen_side, self.cpo_form)
+        rejected = score(batch.rejected_side, self.cpo_form)
+        margins = margin_losses(chosen - rejected, self.cpo_form, self.beta, self.label_smoothing)
         nll = batch_mean(-mean_log_prob(batch.chosen_side))
         loss = batch_mean(margins) + self.cpo_alpha * nll
         metrics = reward_metrics(self.beta * chosen, self.beta * rejected)

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from tokenq.objectives.base import masked_mean, require_positive
+from tokenq.objectives.base import masked_mean
 from tokenq.objectives.batch import ResponseLogps
 
 Form = Literal["sigmoid", "hinge", "ipo"]
@@ -51,17 +51,17 @@ def smoothed_sigmoid(logit: Tensor, label_smoothing: float) -> Tensor:
     return -kept - label_smoothing * logsigmoid(-logit)
 
 
-def check_form(form: str, forms: Sequence[str], beta: float, label_smoothing: float) -> None:
-    """Raise ValueError for a form that is not of `forms`, or hyper-parameters it cannot use."""
-    require_positive(beta=beta)
+def require_form(forms: Sequence[str], label_smoothing: float, **values: str) -> None:
+    """Raise ValueError for a form that is not of `forms`, or that has no labels to smooth."""
     require_smoothing(label_smoothing)
-    if form not in forms:
-        raise ValueError(f"form must be one of {', '.join(forms)}, got {form!r}")
-    if label_smoothing and form in ("hinge", "ipo"):
-        raise ValueError(
-            f"label_smoothing must be 0 with form {form!r}, which has no labels to smooth, "
-            f"got {label_smoothing}"
-        )
+    for name, form in values.items():
+        if form not in forms:
+            raise ValueError(f"{name} must be one of {', '.join(forms)}, got {form!r}")
+        if label_smoothing and form in ("hinge", "ipo"):
+            raise ValueError(
+                f"label_smoothing must be 0 with {name} {form!r}, which has no labels to smooth, "
+                f"got {label_smoothing}"
+            )
 
 
 def require_smoothing(label_smoothing: float) -> None:

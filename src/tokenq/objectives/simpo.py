@@ -90,7 +90,7 @@ class AlphaPO:
     `loss_type="alphapo"`. TRL also lets alpha act on the other losses of CPO; here it does not.
 
     beta:            scale of the reward, > 0
-    alpha:           shape of the reward, any finite number; 0 is SimPO
+    alpha:           shape of AlphaPO's reward, any finite number; 0 is SimPO
     simpo_gamma:     margin to reach, >= 0, in units of the reward (beta included)
     label_smoothing: in [0, 0.5)
     """

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from tokenq.objectives.base import NOTHING, Metrics, Need, reward_metrics
+from tokenq.objectives.base import NOTHING, Metrics, Need, require_positive, reward_metrics
 from tokenq.objectives.batch import RankedLogps
 from tokenq.objectives.ranking import better_than, mean_over_lists, number_of_lists
 from tokenq.objectives.reference_free import (
     Form,
-    check_form,
     margin_losses,
     mean_log_prob,
+    require_form,
     score,
     smoothed_sigmoid,
 )
@@ -26,8 +26,8 @@ TripleForm = Literal[Form, "tpo-l"]
 class TPO:
     """Negative log-likelihood of a gold answer plus a preference between two others.
 
-    With gold the best of a list of three, `log pi(y) = sum_t log pi(a_t|s_t)` and the form
-    "sigmoid", the loss of a list is
+    With gold the best of a list of three, `log pi(y) = sum_t log pi(a_t|s_t)` and
+    tpo_form "sigmoid", the loss of a list is
 
         -log sigmoid(beta * (log pi(second) - log pi(third))) - tpo_alpha * log pi(gold) / |gold|
 
@@ -44,7 +44,7 @@ class TPO:
 
     beta:            scale of the log-probabilities, > 0; under "ipo" the regularisation tau
     tpo_alpha:       weight of the likelihood of the gold answer, >= 0
-    form:            sigmoid, hinge, ipo or tpo-l
+    tpo_form:        loss of the preference: sigmoid, hinge, ipo or tpo-l
     tpo_l_gamma:     margin to reach with the form tpo-l, >= 0, beta included
     label_smoothing: in [0, 0.5); 0 with the forms hinge and ipo
     """
@@ -55,12 +55,13 @@ class TPO:
 
     beta: float = 0.01
     tpo_alpha: float = 1.0
-    form: TripleForm = "sigmoid"
+    tpo_form: TripleForm = "sigmoid"
     tpo_l_gamma: float = 0.5
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_form(self.form, get_args(TripleForm), self.beta, self.label_smoothing)
+        require_positive(beta=self.beta)
+        require_form(get_args(TripleForm), self.label_smoothing, tpo_form=self.tpo_form)
         for name in ("tpo_alpha", "tpo_l_gamma"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
@@ -83,14 +84,14 @@ class TPO:
         return number_of_lists(batch)
 
     def _scores(self, batch: RankedLogps) -> Tensor:
-        if self.form == "tpo-l":
+        if self.tpo_form == "tpo-l":
             return batch.per_answer(mean_log_prob(batch.answers))
-        return batch.per_answer(score(batch.answers, self.form))
+        return batch.per_answer(score(batch.answers, self.tpo_form))
 
     def _losses(self, margin: Tensor) -> Tensor:
-        if self.form == "tpo-l":
+        if self.tpo_form == "tpo-l":
             return smoothed_sigmoid(self.beta * margin - self.tpo_l_gamma, self.label_smoothing)
-        return margin_losses(margin, self.form, self.beta, self.label_smoothing)
+        return margin_losses(margin, self.tpo_form, self.beta, self.label_smoothing)
 
 
 def triples(ranks: Tensor) -> tuple[Tensor, Tensor]:
