@@ -146,7 +146,7 @@ def test_hostile_batches_in_every_form(case: str, form: Form) -> None:
         ({"label_smoothing": 0.7}, r"label_smoothing must be in \[0, 0.5\), got 0.7"),
         (
             {"cpo_form": "ipo", "label_smoothing": 0.1},
-            "label_smoothing must be 0 with cpo_form 'ipo'",
+            "must be 0 with cpo_form 'ipo'",
         ),
     ],
 )

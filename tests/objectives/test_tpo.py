@@ -140,7 +140,7 @@ def test_hostile_batches_in_every_form(case: str, form: str) -> None:
         ({"tpo_form": "tpo"}, "tpo_form must be one of sigmoid, hinge, ipo, tpo-l, got 'tpo'"),
         (
             {"tpo_form": "hinge", "label_smoothing": 0.1},
-            "label_smoothing must be 0 with tpo_form 'hinge'",
+            "must be 0 with tpo_form 'hinge'",
         ),
     ],
 )
