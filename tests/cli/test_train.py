@@ -1,18 +1,22 @@
 """`tokenq train`: one flat configuration, refusals before any model, what a run leaves."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tiny_training import pairs, save_model, tiny_llama, tiny_tokenizer, write_jsonl
+from tiny_training import pairs, save_model, tiny_llama, tiny_tokenizer, tokenised, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from tokenq.cli.main import main
 from tokenq.errors import UserError
+from tokenq.objectives import OBJECTIVES
 from tokenq.training import PreferenceConfig
 from tokenq.training.arguments import ARGUMENT_CLASSES, GROUPS, parse
+from tokenq.training.hyperparameters import documented, hyperparameters
 from tokenq.training.record import settings_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -249,3 +253,61 @@ def test_example_configurations_are_accepted(path: Path, tmp_path: Path) -> None
 def test_the_example_configurations_are_there() -> None:
     assert {path.name for path in CONFIGS.glob("*.yaml")} >= {"dpo.yaml", "sft.yaml"}
     assert tiny_tokenizer().eos_token_id == 1
+
+
+def test_a_file_of_token_ids_with_rewards_is_trained_on(
+    tmp_path: Path, base: dict[str, Any]
+) -> None:
+    rows = tokenised(12).map(
+        lambda row: {
+            f"{side}_rewards": [0.5] * len(row[f"{side}_ids"]) for side in ("chosen", "rejected")
+        }
+    )
+    rows.to_json(str(tmp_path / "ids.jsonl"))
+    settings = {**base, "dataset_name": str(tmp_path / "ids.jsonl"), "objective": "sepo"}
+    assert train(tmp_path, settings, "--chosen_ratio", "0.5") == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["settings"]["loss_type"] == ["sepo"]
+    assert record["settings"]["objective_args"] == {"chosen_ratio": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--objective", "kto", "--cpo_alpha", "1"], "'cpo_alpha' is no hyper-parameter of kto"),
+        (["--objective", "dpop", "--dpop_lambda", "-1"], "loss_type dpop: dpop_lambda must be"),
+        (["--objective", "dmpo", "--segments", "none"], "loss_type dmpo needs segments"),
+        (["--objective", "tgdpo"], "accepted: rows with .*chosen_rewards.*, or --oracle"),
+        (["--objective", "simpoo"], "did you mean simpo"),
+    ],
+)
+def test_what_an_objective_lacks_is_said_before_a_model_is_loaded(
+    flags: list[str],
+    message: str,
+    tmp_path: Path,
+    base: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("tokenq.training.policy.load_policy", loaded)
+    assert train(tmp_path, base, *flags) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_every_hyper_parameter_is_an_option_of_one_type() -> None:
+    options = hyperparameters()
+    taken = {field.name for class_ in ARGUMENT_CLASSES for field in dataclasses.fields(class_)}
+    assert not taken & set(options)
+    for name, class_ in OBJECTIVES.items():
+        documented_names = documented(class_)
+        for field in dataclasses.fields(class_):
+            assert documented_names[field.name], (name, field.name)
+            option = options.get(field.name)
+            default = field.default
+            if option is None or default is None:
+                continue
+            assert isinstance(default, (option.kind, int)), (name, field.name)
+            assert option.choices is None or default in option.choices, (name, field.name)

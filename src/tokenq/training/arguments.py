@@ -103,7 +103,8 @@ ARGUMENT_CLASSES = (ModelArguments, DataArguments, PreferenceConfig, RunArgument
 GROUPS = {
     "model": [f.name for f in dataclasses.fields(ModelArguments)] + ["disable_dropout"],
     "data": [f.name for f in dataclasses.fields(DataArguments)]
-    + ["max_length", "max_prompt_length", "truncation_mode", "dataset_num_proc"],
+    + ["max_length", "max_prompt_length", "truncation_mode", "segments", "step_pattern",
+       "step_pairs", "dataset_num_proc"],
     "objective": ["loss_type", "loss_weights", "beta", "label_smoothing", "objective_args"],
     "hyper-parameters of single objectives": list(hyperparameters()),
     "token rewards": ["oracle", "oracle_reference", "oracle_beta"],

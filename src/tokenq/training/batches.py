@@ -164,7 +164,8 @@ class Collator:
         return tuple(example[name] for name in self.columns)
 
     def _feature(self, example: Mapping[str, Any], name: str) -> tuple[list[float], ...]:
-        return tuple(example[feature_column(ids, name)] for ids in self.columns)
+        values = tuple(example[feature_column(ids, name)] for ids in self.columns)
+        return tuple(values[0]) if self.kind == "ranked" else values
 
 
 def feature_column(ids_column: str, feature: str) -> str:

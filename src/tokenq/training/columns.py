@@ -5,13 +5,12 @@ from typing import Any
 
 import datasets
 
+from tokenq.data import check_features
+from tokenq.data.features import FEATURE_TYPES
 from tokenq.errors import UserError
 from tokenq.training.batches import feature_column
 from tokenq.training.config import PreferenceConfig
 from tokenq.training.mixture import Mixture
-
-FEATURES = ("edits", "segments", "rewards")
-"""Values of each token that rows may bring, in columns such as `chosen_edits`."""
 
 
 def token_features(
@@ -22,7 +21,7 @@ def token_features(
     Raises UserError if a term needs one that is neither there nor to be had.
     """
     there = set(getattr(dataset, "column_names", None) or ())
-    wanted = [f for f in FEATURES if f == "segments" or f in mixture.needs]
+    wanted = [f for f in FEATURE_TYPES if f == "segments" or f in mixture.needs]
     found = tuple(
         f for f in wanted if all(feature_column(column, f) in there for column in columns)
     )
@@ -37,6 +36,7 @@ def token_features(
             f"{name}: loss_type {', '.join(mixture.asking_for(feature))} needs {feature} of every "
             f"token; accepted: rows with {' and '.join(lacking)}{oracle}"
         )
+    check_features(dataset, [feature_column(column, f) for f in found for column in columns])
     return found
 
 

@@ -18,6 +18,7 @@ from tokenq.errors import UserError
 logger = logging.getLogger(__name__)
 
 TRUNCATION_MODES = ("keep_start", "keep_end")
+SEGMENTS = ("auto", "turns", "steps", "none")
 SAMPLING_STRATEGIES = ("random", "sequential")
 
 
@@ -148,6 +149,29 @@ class PreferenceConfig(TrainingArguments):
         default="keep_start",
         metadata={"help": "What is kept of a row over `max_length`.", "choices": TRUNCATION_MODES},
     )
+    segments: str = field(
+        default="auto",
+        metadata={
+            "help": "Numbers the parts of an answer: turns (of a dialogue; what others say in "
+            "between is left out of every sum), steps (of reasoning), none; auto: turns where an "
+            "answer has several or the objective asks for them.",
+            "choices": SEGMENTS,
+        },
+    )
+    step_pattern: str = field(
+        default="lines",
+        metadata={
+            "help": "Where a reasoning step begins: lines, paragraphs, numbered, or a regular "
+            "expression."
+        },
+    )
+    step_pairs: bool = field(
+        default=False,
+        metadata={
+            "help": "Cut every pair to its first differing step, the shared ones joining the "
+            "prompt (Step-DPO)."
+        },
+    )
     dataset_num_proc: int | None = field(
         default=None, metadata={"help": "Processes that tokenise."}
     )
@@ -221,6 +245,7 @@ class PreferenceConfig(TrainingArguments):
         for name in ("max_length", "max_prompt_length", "early_stopping_patience"):
             _positive(name, getattr(self, name))
         _one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)
+        _one_of("segments", self.segments, SEGMENTS)
         _one_of("train_sampling_strategy", self.train_sampling_strategy, SAMPLING_STRATEGIES)
         if self.early_stopping_patience and self.eval_strategy == IntervalStrategy.NO:
             raise UserError("early_stopping_patience: needs evaluation, set eval_strategy to steps")

@@ -9,20 +9,27 @@ import pyarrow
 from pyarrow import compute
 from transformers import PreTrainedTokenizerBase
 
-from tokenq.data import PreparationReport, Prepared, Rows, load_rows, prepare
+from tokenq.data import (
+    PreparationReport,
+    Prepared,
+    Rows,
+    add_edits,
+    holds_token_ids,
+    load_rows,
+    load_tokenised,
+    prepare,
+    share_steps,
+    stop_word_ids,
+    tokenised_kind,
+)
 from tokenq.data.preparation import TruncationMode
+from tokenq.data.segments import SegmentMode
+from tokenq.data.tokenised import TOKENISED_COLUMNS
 from tokenq.errors import UserError
 from tokenq.training.batches import Collator, Ids
 from tokenq.training.columns import token_features, with_mismatched
 from tokenq.training.config import PreferenceConfig
 from tokenq.training.mixture import Mixture
-
-TOKENISED = {
-    "preference": ("prompt_ids", "chosen_ids", "rejected_ids"),
-    "ranked": ("prompt_ids", "completions_ids", "ranks"),
-    "unpaired": ("prompt_ids", "completion_ids", "label"),
-    "sft": ("prompt_ids", "completion_ids"),
-}
 
 NO_LIMIT = 2**31
 
@@ -76,19 +83,15 @@ def prepare_split(
     if isinstance(source, Split):
         return source
     if isinstance(source, str | Path):
-        source = load_rows(source)
+        name = str(source)
+        source = load_tokenised(source) if holds_token_ids(source) else load_rows(source)
     if isinstance(source, Rows):
         mixture.check_data(source.kind, source.source)
         name = source.source
-        source = prepare(
-            source,
-            tokenizer,
-            max_length=args.max_length or NO_LIMIT,
-            max_prompt_length=args.max_prompt_length,
-            truncation_mode=cast(TruncationMode, args.truncation_mode),
-            num_proc=args.dataset_num_proc,
-        )
+        source = _prepare(source, tokenizer, args, mixture)
     prepared = source if isinstance(source, Prepared) else None
+    if prepared is not None and "edits" in mixture.needs and _lacks_edits(prepared):
+        prepared = add_edits(prepared, stop_word_ids(tokenizer))
     dataset = source if prepared is None else prepared.dataset
     kind = _tokenised_kind(dataset, name) if prepared is None else prepared.kind
     mixture.check_data(kind, name)
@@ -109,6 +112,33 @@ def prepare_split(
         fingerprint=dataset._fingerprint if prepared is None else prepared.fingerprint,
         report=None if prepared is None else prepared.report,
     )
+
+
+def _lacks_edits(prepared: Prepared) -> bool:
+    columns = prepared.dataset.column_names or ()
+    return prepared.kind == "preference" and "chosen_edits" not in columns
+
+
+def _prepare(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig, mixture: Mixture
+) -> Prepared:
+    """Tokenise rows, with the turns or steps that an objective or a setting asks for."""
+    segments = args.segments
+    if args.step_pairs:
+        segments = "steps"
+    elif segments == "auto" and "segments" in mixture.needs:
+        segments = "turns"
+    prepared = prepare(
+        rows,
+        tokenizer,
+        max_length=args.max_length or NO_LIMIT,
+        max_prompt_length=args.max_prompt_length,
+        truncation_mode=cast(TruncationMode, args.truncation_mode),
+        segments=cast(SegmentMode, segments),
+        step_pattern=args.step_pattern,
+        num_proc=args.dataset_num_proc,
+    )
+    return share_steps(prepared, keep=1) if args.step_pairs else prepared
 
 
 def check_lengths(split: Split, positions: int | None) -> None:
@@ -142,13 +172,13 @@ def _answer_lengths(answers: Any, kind: str) -> Any:
 
 
 def _tokenised_kind(dataset: Any, name: str) -> str:
-    columns = set(getattr(dataset, "column_names", None) or ())
-    for kind, needed in TOKENISED.items():
-        if columns >= set(needed):
-            return kind
-    raise UserError(
-        f"{name}: expected a path, Rows, Prepared, or a data set with the columns "
-        f"{' or '.join('+'.join(c) for c in TOKENISED.values())}; got "
-        f"{'+'.join(sorted(columns)) or type(dataset).__name__}. For raw rows, "
-        "use tokenq.data.load_rows"
-    )
+    columns = getattr(dataset, "column_names", None) or ()
+    kind = tokenised_kind(columns)
+    if kind is None:
+        raise UserError(
+            f"{name}: expected a path, Rows, Prepared, or a data set with the columns "
+            f"{' or '.join('+'.join(c) for c in TOKENISED_COLUMNS.values())}; got "
+            f"{'+'.join(sorted(columns)) or type(dataset).__name__}. For raw rows, "
+            "use tokenq.data.load_rows"
+        )
+    return kind

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from peft import LoraConfig, PeftConfig
 from transformers.trainer_utils import IntervalStrategy
 
-from tokenq.data import Rows, load_rows
+from tokenq.data import Prepared, Rows, holds_token_ids, load_rows, load_tokenised
 from tokenq.errors import UserError
 from tokenq.models import load_tokenizer
 from tokenq.storage import atomic_file, write_text
@@ -107,7 +107,9 @@ def _refuse_other_data(
         )
 
 
-def _rows(data: DataArguments, config: PreferenceConfig, mixture: Mixture) -> dict[str, Rows]:
+def _rows(
+    data: DataArguments, config: PreferenceConfig, mixture: Mixture
+) -> dict[str, Rows | Prepared]:
     source = _required("dataset_name", data.dataset_name)
     wanted = {"train": (source, data.dataset_train_split)}
     if config.eval_strategy != IntervalStrategy.NO:
@@ -115,14 +117,20 @@ def _rows(data: DataArguments, config: PreferenceConfig, mixture: Mixture) -> di
         if evaluation == source and data.dataset_test_split is None and Path(source).is_file():
             raise UserError("eval_strategy: needs rows to evaluate on, set eval_dataset_name")
         wanted["evaluation"] = (evaluation, data.dataset_test_split or "test")
-    rows = {}
+    rows: dict[str, Rows | Prepared] = {}
     for name, (place, split) in wanted.items():
+        origin: dict[str, Any] = {
+            "split": split, "config": data.dataset_config, "revision": data.dataset_revision,
+        }  # fmt: skip
+        if not data.dataset_streaming and holds_token_ids(place, **origin):
+            limit = data.dataset_limit if name == "train" else None
+            rows[name] = load_tokenised(place, **origin, limit=limit)
+            mixture.check_data(rows[name].kind, place)
+            continue
         rejects = config.folder / f"rejects-{name}.jsonl" if data.skip_bad_rows else None
         loaded = load_rows(
             place,
-            split=split,
-            config=data.dataset_config,
-            revision=data.dataset_revision,
+            **origin,
             streaming=data.dataset_streaming and name == "train",
             rejects=rejects,
             limit=data.dataset_limit if name == "train" else None,
