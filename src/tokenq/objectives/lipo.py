@@ -33,7 +33,7 @@ class LiPO:
     "LiPO: Listwise Preference Optimization through Learning-to-Rank" (arXiv 2402.01878), the
     method LiPO-lambda: lambda_ij is the change of the list's discounted gain if i and j changed
     places. p_i is the place of answer i by the policy's own rewards, 1 the highest; equal rewards
-    keep the order of the row. lambda takes no gradient.
+    keep the order of the row. Places are whole numbers, so lambda takes no gradient.
 
     The paper's labels psi are shares of comparisons won according to a reward model. From ranks,
     psi_i = (number of answers below i + half the number tied with i) / (K - 1), in [0, 1], with K
@@ -58,7 +58,7 @@ class LiPO:
         rewards = list_rewards(batch, self.beta)
         better = better_than(batch.ranks)
         ahead = rewards[:, None, :] - rewards[:, :, None]
-        lambdas = swap_gains(rewards.detach(), batch.ranks)
+        lambdas = swap_gains(rewards, batch.ranks)
         losses = torch.where(better, -lambdas * logsigmoid(-ahead), 0).sum((-1, -2))
         return mean_over_lists(losses, batch), ranked_reward_metrics(rewards, batch)
 
