@@ -33,9 +33,10 @@ class CPO:
         -log sigmoid(beta * (log pi(chosen) - log pi(rejected)))
         - cpo_alpha * log pi(chosen) / |chosen|
 
-    "Contrastive Preference Optimization" (arXiv 2401.08417, eq. 3 by TRL's count): DPO whose reference is
-    uniform, held near the data by the second term. The forms "hinge" and "ipo" are TRL's: max(0,
-    1 - beta * m), and (m - 1 / (2 beta))^2 with mean log-probabilities in place of sums.
+    "Contrastive Preference Optimization" (arXiv 2401.08417, eq. 3 by TRL's count): DPO whose
+    reference is uniform, held near the data by the second term. The forms "hinge" and "ipo" are
+    TRL's: max(0, 1 - beta * m), and (m - 1 / (2 beta))^2 with mean log-probabilities in place of
+    sums.
 
     The likelihood term is a mean over the tokens of each response, then over pairs, so that the
     loss is one mean over pairs whatever the micro-batches. TRL takes the mean over all chosen
