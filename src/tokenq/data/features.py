@@ -154,11 +154,15 @@ def rewards_from_logps(
     for number, (row, ref_row) in enumerate(zip(logps, ref_logps, strict=True)):
         if len(row) != len(ref_row):
             raise UserError(f"row {number}: {len(row)} logps but {len(ref_row)} ref_logps")
-        pairs = zip(map(float, row), map(float, ref_row), strict=True)
+        pairs = zip(_floats(row), _floats(ref_row), strict=True)
         rewards.append([beta * (logp - ref_logp) for logp, ref_logp in pairs])
         if not all(map(math.isfinite, rewards[-1])):
             raise UserError(f"row {number}: a reward is not finite; accepted: finite logps")
     return rewards
+
+
+def _floats(row: Tensor | Sequence[float]) -> list[float]:
+    return row.tolist() if isinstance(row, Tensor) else [float(value) for value in row]
 
 
 def _parts(column: str) -> tuple[str, str]:
