@@ -13,7 +13,7 @@ from tokenq.mdp.tree import PrefixTree
 
 TOLERANCE = 1e-10
 TREES_PER_SHAPE = 20
-MOST_STATES = 400
+MOST_RESPONSES = 256
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ def random_cases(trees: int, rng: np.random.Generator) -> Iterator[Case]:
 
 
 def random_tree(rng: np.random.Generator) -> PrefixTree:
-    """Draw a tree of at most 400 states: vocabulary, horizon, EOS (or none) and prompts."""
+    """Draw vocabulary, horizon, EOS (or none) and prompts; at most 256 responses to a prompt."""
     while True:
         vocabulary = int(rng.integers(2, 7))
         eos = int(rng.integers(vocabulary)) if rng.random() < 0.75 else None
         tree = PrefixTree(vocabulary, int(rng.integers(1, 6)), eos, int(rng.integers(1, 4)))
-        if tree.states <= MOST_STATES:
+        if tree.responses <= MOST_RESPONSES:
             return tree
 
 

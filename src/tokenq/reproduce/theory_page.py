@@ -68,11 +68,11 @@ def _two_searches(results: Results) -> str:
     steps = "1 step" if example["horizon"] == 1 else f"{example['horizon']} steps"
     return f"""## Two searches
 
-The likeliest response under pi* has the highest return plus `beta log pi_ref` (eqs. 12, 13). The
+The likeliest response under `pi*` has the highest return plus `beta log pi_ref` (eqs. 12, 13). The
 response of highest log-ratio has the highest return. On {differ["refuted"]} of {differ["trees"]}
 random trees these are two responses, and the likeliest one is up to {differ["largest"]:.2f} short
 of the best return. The smallest tree found on which it happens has {example["vocabulary"]} tokens
-and {steps} (beta = {beta:g}, V*(s0) = {example["start_value"]:.4f}):
+and {steps} (beta = {beta:g}, `V*(s0)` = {example["start_value"]:.4f}):
 
 {_table(header, rows)}
 
@@ -128,15 +128,15 @@ the largest value where `<=` is written.
 
 {_table(("setting", "measure", "value"), rows)}
 
-- **Bradley-Terry labels.** KL(pi* to pi) is below {REACHED:g} on {reached} of {len(trained)} MDPs.
-  By the test of Definition 1 the learned token reward is the true one up to shaping, and it equals
-  the exact advantage. It is not the raw reward: preferences over whole responses do not tell how a
-  return is spread over its tokens.
+- **Bradley-Terry labels.** `KL(pi* to pi)` is below {REACHED:g} on {reached} of {len(trained)}
+  MDPs. By the test of Definition 1 the learned token reward is the true one up to shaping, and it
+  equals the exact advantage. It is not the raw reward: preferences over whole responses do not tell
+  how a return is spread over its tokens.
 - **Labels without noise.** No finite policy minimises the loss. The KL falls, then grows: on
   {turned} of {len(trained)} MDPs it ends more than ten times above its lowest value. All mass goes
-  to the response of highest return, where pi* spreads it.
-- **Responses in no pair.** Among the responses that are in pairs, the law is that of pi*. The mass
-  of the others is not in the loss: every start ends at the same loss with another mass."""
+  to the response of highest return, where `pi*` spreads it.
+- **Responses in no pair.** Among the responses that are in pairs, the law is that of `pi*`. The
+  mass of the others is not in the loss: every start ends at the same loss with another mass."""
 
 
 def _labels(results: Results) -> str:
@@ -150,7 +150,7 @@ def _labels(results: Results) -> str:
     return f"""## Finitely many labels
 
 Bradley-Terry labels on uniformly drawn pairs, fitted to the end. Ten times the labels divide the
-mean of KL(pi* to pi) by {falls}.
+mean of `KL(pi* to pi)` by {falls}.
 
 {_table(("labels", "KL(pi* to pi)"), rows)}"""
 
@@ -165,4 +165,4 @@ def _largest(parts: Sequence[Results], name: str) -> str:
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("*", r"\*")
