@@ -50,11 +50,11 @@ def test_the_papers_form_by_hand() -> None:
 
 def test_the_released_form_by_hand() -> None:
     # delta 6: the policy's weight is 1 + 6, the reference's 1 + 1/.2 = 6.
-    _, metrics = BMC(beta=0.5, delta=6.0, form="released")(pair(edited=True))
+    _, metrics = BMC(beta=0.5, delta=6.0, bmc_form="released")(pair(edited=True))
     assert float(metrics["rewards/chosen"]) == pytest.approx(0.5 * (7 * TENTH - 6 * FIFTH))
     # At delta 3 both weights are at the limit, and the forms agree.
     for form in ("paper", "released"):
-        _, metrics = BMC(beta=0.5, delta=3.0, form=form)(pair(edited=True))
+        _, metrics = BMC(beta=0.5, delta=3.0, bmc_form=form)(pair(edited=True))
         assert float(metrics["rewards/chosen"]) == pytest.approx(0.5 * 4 * (TENTH - FIFTH))
 
 
@@ -64,19 +64,19 @@ def test_the_forms_agree_where_policy_and_reference_do() -> None:
         batch.chosen, batch.rejected, batch.chosen, batch.rejected,
         batch.chosen_mask, batch.rejected_mask, batch.chosen_features, batch.rejected_features,
     )  # fmt: skip
-    losses = [BMC(form=form)(same)[0] for form in ("paper", "released")]
+    losses = [BMC(bmc_form=form)(same)[0] for form in ("paper", "released")]
     torch.testing.assert_close(*losses)
     assert losses[0].item() == pytest.approx(math.log(2))
-    different = [BMC(form=form)(batch)[0] for form in ("paper", "released")]
+    different = [BMC(bmc_form=form)(batch)[0] for form in ("paper", "released")]
     assert abs((different[0] - different[1]).item()) > 1e-3
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_without_edits_or_extra_weight_it_is_dpo(form: str) -> None:
     batch = pair(edited=False)
-    torch.testing.assert_close(BMC(beta=0.1, form=form)(batch)[0], DPO()(batch)[0])
+    torch.testing.assert_close(BMC(beta=0.1, bmc_form=form)(batch)[0], DPO()(batch)[0])
     batch = random_pair()
-    torch.testing.assert_close(BMC(beta=0.1, delta=0.0, form=form)(batch)[0], DPO()(batch)[0])
+    torch.testing.assert_close(BMC(beta=0.1, delta=0.0, bmc_form=form)(batch)[0], DPO()(batch)[0])
 
 
 def test_weights() -> None:
@@ -88,11 +88,11 @@ def test_weights() -> None:
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_the_released_form_is_finite(case: str) -> None:
-    objective = BMC(form="released")
+    objective = BMC(bmc_form="released")
     assert_finite(objective, batch_for(objective, HOSTILE[case]))
 
 
-@pytest.mark.parametrize(("field", "value"), [("beta", 0.0), ("delta", -1.0), ("form", "new")])
+@pytest.mark.parametrize(("field", "value"), [("beta", 0.0), ("delta", -1.0), ("bmc_form", "new")])
 def test_bad_hyper_parameters(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"{field} must be .*, got"):
         BMC(**{field: value})

@@ -28,7 +28,7 @@ def test_the_null_space_of_the_paper(bias: float, losses: tuple[float, ...]) -> 
 
     With equal probabilities p of the two the loss is log(1 + p^(bias - 1)).
     """
-    objective = CPL(alpha=1.0, contrastive_bias=bias)
+    objective = CPL(cpl_alpha=1.0, contrastive_bias=bias)
     for policy, want in zip((IN_DATA, NEARLY, OUTSIDE), losses, strict=True):
         logps = torch.tensor(policy).double().log()
         assert objective(compared(logps[0], logps[1]))[0].item() == pytest.approx(want, abs=5e-4)
@@ -38,7 +38,7 @@ def test_the_null_space_of_the_paper(bias: float, losses: tuple[float, ...]) -> 
 def test_the_third_action_is_pushed_down_by_the_bias_alone(bias: float) -> None:
     logits = torch.tensor(OUTSIDE).double().log().requires_grad_()
     logps = logits.log_softmax(-1)
-    loss, _ = CPL(alpha=1.0, contrastive_bias=bias)(compared(logps[0], logps[1]))
+    loss, _ = CPL(cpl_alpha=1.0, contrastive_bias=bias)(compared(logps[0], logps[1]))
     (gradient,) = torch.autograd.grad(loss, logits)
     prefers = 1 - math.exp(-loss.item())
     assert gradient[2].item() == pytest.approx((1 - bias) * 0.8 * prefers, abs=1e-12)
@@ -54,7 +54,7 @@ def test_by_hand() -> None:
         torch.tensor([[True, True]]),
     )
     # S = 2 (-1 - 0.5 * 2) = -4 (a masked step takes no power of the discount), 2 (-3 - 2) = -10.
-    objective = CPL(alpha=2.0, contrastive_bias=0.25, discount=0.5, bc_coef=0.1)
+    objective = CPL(cpl_alpha=2.0, contrastive_bias=0.25, discount=0.5, bc_coef=0.1)
     loss, metrics = objective(pair)
     assert float(metrics["rewards/chosen"]) == pytest.approx(-4.0)
     assert float(metrics["rewards/rejected"]) == pytest.approx(-10.0)
@@ -66,14 +66,14 @@ def test_by_hand() -> None:
 
 def test_against_a_reference_without_bias_it_is_dpo() -> None:
     batch = random_pair()
-    objective = CPL(alpha=0.1, contrastive_bias=1.0, form="cpl_kl")
+    objective = CPL(cpl_alpha=0.1, contrastive_bias=1.0, cpl_form="cpl_kl")
     assert objective.needs == {"reference"}
     torch.testing.assert_close(objective(batch)[0], DPO(beta=0.1)(batch)[0])
 
 
 def test_gradients_by_finite_differences() -> None:
     batch = random_pair()
-    objective = CPL(discount=0.9, bc_coef=0.5, form="cpl_kl")
+    objective = CPL(discount=0.9, bc_coef=0.5, cpl_form="cpl_kl")
 
     def loss(chosen: Tensor, rejected: Tensor) -> Tensor:
         return objective(
@@ -91,7 +91,7 @@ def test_a_ranking_is_all_its_ordered_pairs() -> None:
     logps = torch.tensor([[-1.0], [-2.0], [-3.0]]).double()
     answers = ResponseLogps(logps, torch.ones_like(logps, dtype=torch.bool))
     batch = RankedLogps(answers, torch.tensor([[1, 0, 1]]))
-    objective = CPLRanked(alpha=1.0, contrastive_bias=0.5)
+    objective = CPLRanked(cpl_alpha=1.0, contrastive_bias=0.5)
     want = (math.log1p(math.exp(2 - 0.5)) + math.log1p(math.exp(2 - 1.5))) / 2
     assert objective(batch)[0].item() == pytest.approx(want)
     assert objective.weight(batch) == 2
@@ -107,18 +107,18 @@ def test_a_ranking_of_two_is_a_pair() -> None:
 @pytest.mark.parametrize("case", HOSTILE)
 @pytest.mark.parametrize("objective", [CPL, CPLRanked])
 def test_every_term_is_finite(objective: type, case: str) -> None:
-    everything = objective(discount=0.5, bc_coef=1.0, form="cpl_kl")
+    everything = objective(discount=0.5, bc_coef=1.0, cpl_form="cpl_kl")
     assert_finite(everything, batch_for(everything, HOSTILE[case]))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("alpha", 0.0),
+        ("cpl_alpha", 0.0),
         ("contrastive_bias", 1.1),
         ("discount", -0.1),
         ("bc_coef", -1),
-        ("form", "kl"),
+        ("cpl_form", "kl"),
     ],
 )
 def test_bad_hyper_parameters(field: str, value: object) -> None:

@@ -35,7 +35,7 @@ def pair(chosen_turns: list[int], rejected_turns: list[int]) -> PairLogps:
 def test_by_hand() -> None:
     # gamma 1/2, 3 turns: phi = 1, 1/2 * (3/4)/(7/8) = 3/7, 1/4 * (1/2)/(7/8) = 1/7; one turn: 1.
     batch = pair([0, 0, -1, 1, -1, 2, 2], [0, -1])
-    loss, metrics = DMPO(beta=0.7, gamma=0.5)(batch)
+    loss, metrics = DMPO(beta=0.7, dmpo_gamma=0.5)(batch)
     chosen, rejected = 0.7 * (2 * 1 + 3 / 7 + 2 * 1 / 7), 0.7
     assert float(metrics["rewards/chosen"]) == pytest.approx(chosen)
     assert float(metrics["rewards/rejected"]) == pytest.approx(rejected)
@@ -54,15 +54,15 @@ def test_weights_as_sums_over_what_is_left() -> None:
 
 def test_the_discount_goes_over_into_a_straight_line() -> None:
     batch = random_pair()
-    limit = DMPO(gamma=1.0)(batch)[0]
-    torch.testing.assert_close(DMPO(gamma=1 - 1e-9)(batch)[0], limit, rtol=0, atol=1e-8)
-    assert abs((DMPO(gamma=0.7)(batch)[0] - limit).item()) > 1e-4
+    limit = DMPO(dmpo_gamma=1.0)(batch)[0]
+    torch.testing.assert_close(DMPO(dmpo_gamma=1 - 1e-9)(batch)[0], limit, rtol=0, atol=1e-8)
+    assert abs((DMPO(dmpo_gamma=0.7)(batch)[0] - limit).item()) > 1e-4
 
 
 def test_one_turn_alone_is_dpo() -> None:
     for gamma in (0.3, 1.0):
         batch = pair([0, 0, 0, -1], [0, 0])
-        torch.testing.assert_close(DMPO(gamma=gamma)(batch)[0], DPO()(batch)[0])
+        torch.testing.assert_close(DMPO(dmpo_gamma=gamma)(batch)[0], DPO()(batch)[0])
 
 
 def test_thousands_of_turns_are_finite() -> None:
@@ -71,7 +71,9 @@ def test_thousands_of_turns_are_finite() -> None:
     assert weights[0, 0] == 1
 
 
-@pytest.mark.parametrize(("field", "value"), [("beta", 0.0), ("gamma", 0.0), ("gamma", 1.1)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("beta", 0.0), ("dmpo_gamma", 0.0), ("dmpo_gamma", 1.1)]
+)
 def test_bad_hyper_parameters(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*, got"):
         DMPO(**{field: value})

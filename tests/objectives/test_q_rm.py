@@ -37,7 +37,9 @@ def test_it_asks_for_logits_only() -> None:
     assert QRM().needs == {"logits"}
 
 
-@pytest.mark.parametrize(("field", "value"), [("beta", 0.0), ("gamma", -1.0), ("gamma", math.nan)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("beta", 0.0), ("q_rm_gamma", -1.0), ("q_rm_gamma", math.nan)]
+)
 def test_bad_hyper_parameters(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{field} must be >=? 0, got"):
         QRM(**{field: value})

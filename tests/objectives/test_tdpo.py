@@ -37,7 +37,7 @@ def pair(kl_chosen: list[float], kl_rejected: list[float]) -> PairLogps:
     ],
 )
 def test_by_hand(form: str, margin: float) -> None:
-    loss, metrics = TDPO(beta=2.0, alpha=0.5, form=form)(pair([0.1, 0.2], [0.7]))
+    loss, metrics = TDPO(beta=2.0, tdpo_alpha=0.5, tdpo_form=form)(pair([0.1, 0.2], [0.7]))
     assert loss.item() == pytest.approx(math.log1p(math.exp(-margin)))
     assert float(metrics["rewards/margins"]) == pytest.approx(margin)
     assert float(metrics["kl/chosen"]) == pytest.approx(0.3)
@@ -47,7 +47,7 @@ def test_by_hand(form: str, margin: float) -> None:
 @pytest.mark.parametrize("form", ["tdpo1", "tdpo2"])
 def test_only_tdpo1_lets_the_chosen_side_diverge(form: str) -> None:
     batch = pair([0.1, 0.2], [0.7])
-    loss, _ = TDPO(form=form)(batch)
+    loss, _ = TDPO(tdpo_form=form)(batch)
     chosen, rejected = batch.chosen_features.kl, batch.rejected_features.kl
     grads = torch.autograd.grad(loss, [chosen, rejected], materialize_grads=True, allow_unused=True)
     assert (grads[0] < 0).any() == (form == "tdpo1")
@@ -56,7 +56,7 @@ def test_only_tdpo1_lets_the_chosen_side_diverge(form: str) -> None:
 
 def test_without_divergences_it_is_dpo() -> None:
     batch = random_pair()
-    torch.testing.assert_close(TDPO(alpha=0.0)(batch)[0], DPO()(batch)[0])
+    torch.testing.assert_close(TDPO(tdpo_alpha=0.0)(batch)[0], DPO()(batch)[0])
 
 
 def test_gradients_by_finite_differences() -> None:
@@ -64,7 +64,7 @@ def test_gradients_by_finite_differences() -> None:
 
     def loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
         features = StepFeatures(kl=chosen), StepFeatures(kl=rejected)
-        return TDPO(form="tdpo1")(
+        return TDPO(tdpo_form="tdpo1")(
             PairLogps(
                 batch.chosen.detach() - chosen,
                 batch.rejected.detach() + rejected,
@@ -82,12 +82,13 @@ def test_gradients_by_finite_differences() -> None:
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_tdpo1_is_finite(case: str) -> None:
-    objective = TDPO(form="tdpo1")
+    objective = TDPO(tdpo_form="tdpo1")
     assert_finite(objective, batch_for(objective, HOSTILE[case]))
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("beta", 0.0), ("alpha", -0.1), ("form", "tdpo3"), ("beta", math.inf)]
+    ("field", "value"),
+    [("beta", 0.0), ("tdpo_alpha", -0.1), ("tdpo_form", "tdpo3"), ("beta", math.inf)],
 )
 def test_bad_hyper_parameters(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"{field} must be .*, got"):

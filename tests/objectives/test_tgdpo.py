@@ -28,7 +28,7 @@ def test_by_hand() -> None:
     # Weights 1 + 0.5 * (0.4, -0.2) = (1.2, 0.9) and 1 - 0.5 * 0.6 = 0.7; beta 2.
     chosen, rejected = 2 * (1.2 * 1.0 - 0.9 * 0.5), 2 * 0.7 * 0.5
     batch = pair([0.4, -0.2], [0.6])
-    loss, metrics = TGDPO(beta=2.0, alpha=0.5)(batch)
+    loss, metrics = TGDPO(beta=2.0, tgdpo_alpha=0.5)(batch)
     assert loss.item() == pytest.approx(math.log1p(math.exp(rejected - chosen)))
     assert float(metrics["rewards/chosen"]) == pytest.approx(chosen)
     assert float(metrics["rewards/rejected"]) == pytest.approx(rejected)
@@ -53,16 +53,18 @@ def test_without_rewards_or_alpha_it_is_dpo() -> None:
         TGDPO()(pair([0.0, 0.0], [0.0]))[0], DPO()(pair([0.0, 0.0], [0.0]))[0]
     )
     batch = random_pair()
-    torch.testing.assert_close(TGDPO(alpha=0.0)(batch)[0], DPO()(batch)[0])
+    torch.testing.assert_close(TGDPO(tgdpo_alpha=0.0)(batch)[0], DPO()(batch)[0])
 
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_strong_guide_is_finite(case: str) -> None:
-    objective = TGDPO(alpha=50.0)
+    objective = TGDPO(tgdpo_alpha=50.0)
     assert_finite(objective, batch_for(objective, HOSTILE[case]))
 
 
-@pytest.mark.parametrize(("field", "value"), [("beta", -1.0), ("alpha", -0.1), ("min_weight", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("beta", -1.0), ("tgdpo_alpha", -0.1), ("min_weight", 0)]
+)
 def test_bad_hyper_parameters(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{field} must be >=? 0, got"):
         TGDPO(**{field: value})

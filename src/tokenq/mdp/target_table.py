@@ -427,8 +427,8 @@ TARGETS: dict[str, Target] = {
         "sum of both",
         objective="tpo",
     ),
-    "tdpo, form=tdpo1": _logistic(
-        "tdpo", BOLTZMANN + ": the divergences of both sides cancel", form="tdpo1"
+    "tdpo, tdpo_form=tdpo1": _logistic(
+        "tdpo", BOLTZMANN + ": the divergences of both sides cancel", tdpo_form="tdpo1"
     ),
     "tdpo": Target(
         "PRA",
@@ -469,7 +469,7 @@ TARGETS: dict[str, Target] = {
     "cpl, contrastive_bias=1": Target(
         "PRA",
         "exp(r/tau)/Z",
-        TILT + " (uniform in place of pi_ref); alpha",
+        TILT + " (uniform in place of pi_ref); cpl_alpha",
         ANY_COVERAGE,
         FLATTER,
         RATIO,
@@ -477,36 +477,36 @@ TARGETS: dict[str, Target] = {
         "Bradley-Terry labels",
         "cpl",
         {"contrastive_bias": 1.0},
-        "alpha",
+        "cpl_alpha",
     ),
     "cpl, cpl_kl, contrastive_bias=1": Target(
         "PRA",
         BOLTZMANN,
-        TILT + "; alpha",
+        TILT + "; cpl_alpha",
         ANY_COVERAGE,
         FLATTER,
         RATIO,
         laws.logistic_law,
         "Bradley-Terry labels",
         "cpl",
-        {"contrastive_bias": 1.0, "form": "cpl_kl"},
-        "alpha",
+        {"contrastive_bias": 1.0, "cpl_form": "cpl_kl"},
+        "cpl_alpha",
     ),
     "cpl": Target(
         "PRA",
         "not exp(r/tau)/Z: being in the data counts beside winning",
-        "scales the log-probabilities; alpha",
+        "scales the log-probabilities; cpl_alpha",
         "more mass on what is compared; decides where margins are no differences",
         FLATTER.split(";")[0],
         "convex in the log-probabilities",
         objective="cpl",
         settings={"contrastive_bias": 0.5},
-        scale="alpha",
+        scale="cpl_alpha",
     ),
     "cpl_ranked, contrastive_bias=1": Target(
         "rankings",
         "exp(r/tau)/Z",
-        TILT + " (uniform in place of pi_ref); alpha",
+        TILT + " (uniform in place of pi_ref); cpl_alpha",
         ANY_COVERAGE,
         FLATTER,
         RATIO,
@@ -514,11 +514,14 @@ TARGETS: dict[str, Target] = {
         "Bradley-Terry labels",
         "cpl_ranked",
         {"contrastive_bias": 1.0},
-        "alpha",
+        "cpl_alpha",
     ),
     "dmpo": _logistic("dmpo", BOLTZMANN + " for one turn; later turns at a higher temperature"),
-    "q_rm, gamma=0": _logistic(
-        "q_rm", "exp(r/tau)/Z, of mean logits", closed_form=laws.uniform_prior_law, gamma=0.0
+    "q_rm, q_rm_gamma=0": _logistic(
+        "q_rm",
+        "exp(r/tau)/Z, of mean logits",
+        closed_form=laws.uniform_prior_law,
+        q_rm_q_rm_gamma=0.0,
     ),
     "q_rm": Target(
         "PRA",
@@ -532,7 +535,7 @@ TARGETS: dict[str, Target] = {
         ),
         "two answers",
         "q_rm",
-        {"gamma": GAMMA},
+        {"q_rm_gamma": GAMMA},
     ),
     "implicit_prm": Target(
         "labels",

@@ -27,31 +27,31 @@ class BMC(BradleyTerry):
     code); sg is a stop-gradient. 1/pi is at least 1, so an edited token weighs from
     1 + min(1, delta) to 1 + delta.
 
-    form "paper" has this one weight, of the policy, for the whole log-ratio. form "released" is
-    what the released code computes: the same rule is applied to the reference's log-probability
-    with the reference's own confidence, so that the terms are
-    `w_t(pi) log pi - w_t(pi_ref) log pi_ref`, and a token on which policy and reference differ is
-    not weighed alike on both sides of the ratio. Both agree where policy and reference do. Which
-    tokens count as edited is the data's affair; the released code leaves English stop words out.
+    bmc_form "paper" has this one weight, of the policy, for the whole log-ratio. "released" is what
+    the released code computes: the same rule is applied to the reference's log-probability with the
+    reference's own confidence, so that the terms are `w_t(pi) log pi - w_t(pi_ref) log pi_ref`, and
+    a token on which policy and reference differ is not weighed alike on both sides of the ratio.
+    Both agree where policy and reference do. Which tokens count as edited is the data's affair; the
+    released code leaves English stop words out.
 
     The paper sets beta 0.05 and delta 3.0 for question answering, 0.05 and 2.5 for mathematics,
     0.01 and 1.5 to 2.0 for instructions.
 
-    beta:  strength of the KL constraint, > 0; rewards are in nats times beta
-    delta: most extra weight of an edited token, >= 0; 0 is DPO
-    form:  paper or released
+    beta:     strength of the KL constraint, > 0; rewards are in nats times beta
+    delta:    most extra weight of an edited token, >= 0; 0 is DPO
+    bmc_form: paper or released
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reference", "edits"})
 
     beta: float = 0.05
     delta: float = 3.0
-    form: Literal["paper", "released"] = "paper"
+    bmc_form: Literal["paper", "released"] = "paper"
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
         require_not_negative(delta=self.delta)
-        require_one_of(("paper", "released"), form=self.form)
+        require_one_of(("paper", "released"), bmc_form=self.bmc_form)
 
     def scores(self, batch: PairLogps) -> tuple[Tensor, Tensor]:
         """Return the weighted implicit rewards of both sides."""
@@ -61,7 +61,7 @@ class BMC(BradleyTerry):
         edits = side.feature("edits").bool()
         logps = side.log_probs
         weights = edit_weights(logps, edits, self.delta)
-        if self.form == "paper":
+        if self.bmc_form == "paper":
             return self.beta * (weights * side.log_ratios).sum(-1)
         ref_logps = (logps - side.log_ratios).detach()
         ref_weights = edit_weights(ref_logps, edits, self.delta)

@@ -28,27 +28,27 @@ class Contrast:
 
     couples_rows: ClassVar[bool] = False
 
-    alpha: float = 0.1
+    cpl_alpha: float = 0.1
     contrastive_bias: float = 0.5
     discount: float = 1.0
     bc_coef: float = 0.0
-    form: Literal["cpl", "cpl_kl"] = "cpl"
+    cpl_form: Literal["cpl", "cpl_kl"] = "cpl"
 
     def __post_init__(self) -> None:
-        require_positive(alpha=self.alpha)
+        require_positive(cpl_alpha=self.cpl_alpha)
         require_within(0, 1, contrastive_bias=self.contrastive_bias, discount=self.discount)
         require_not_negative(bc_coef=self.bc_coef)
-        require_one_of(("cpl", "cpl_kl"), form=self.form)
+        require_one_of(("cpl", "cpl_kl"), cpl_form=self.cpl_form)
 
     @property
     def needs(self) -> frozenset[Need]:
-        """A reference for the form cpl_kl, else nothing."""
-        return REFERENCE if self.form == "cpl_kl" else NOTHING
+        """A reference for cpl_kl, else nothing."""
+        return REFERENCE if self.cpl_form == "cpl_kl" else NOTHING
 
     def score(self, side: ResponseLogps) -> Tensor:
         """Return S(segment) of each row: [B]."""
-        values = side.log_ratios if self.form == "cpl_kl" else side.log_probs
-        return self.alpha * (discounts(side.mask, self.discount, values.dtype) * values).sum(-1)
+        values = side.log_ratios if self.cpl_form == "cpl_kl" else side.log_probs
+        return self.cpl_alpha * (discounts(side.mask, self.discount, values.dtype) * values).sum(-1)
 
     def contrast(self, pairs: PairLogps) -> tuple[Tensor, Metrics]:
         """Return the mean loss of the pairs and the metrics of their scores."""
@@ -76,7 +76,7 @@ class CPL(Contrast):
     advantages, `A* = alpha log pi*`. At bias 1 whatever was never compared is free: mass can go to
     an action of neither segment at no cost. A bias below 1 counts the rejected segment for less,
     and then mass on the actions of the data is worth having (proposition 2). BC is the mean
-    negative log-likelihood of the steps of both segments. form "cpl_kl" has
+    negative log-likelihood of the steps of both segments. cpl_form "cpl_kl" has
     `log pi(a_t|s_t) - log pi_ref(a_t|s_t)` in place of `log pi(a_t|s_t)`, and the paper then sets
     the bias 0.75; with a bias of 1 and no discount it is DPO with beta = alpha.
 
@@ -84,11 +84,11 @@ class CPL(Contrast):
     paper sets it to 1), and takes minus the squared error of a deterministic actor for log pi. That
     is twice the log-probability of a unit-variance Gaussian, so the same alpha acts as 2 alpha.
 
-    alpha:            temperature of the advantage, > 0
+    cpl_alpha:        temperature alpha of the advantage, > 0
     contrastive_bias: factor on the rejected score, in [0, 1]
     discount:         discount of a step, in [0, 1]
     bc_coef:          weight of the likelihood of both segments, >= 0; CPL(BC) of the paper has 1
-    form:             cpl, or cpl_kl against a reference
+    cpl_form:         cpl, or cpl_kl against a reference
     """
 
     kind: ClassVar[Literal["preference"]] = "preference"
@@ -110,11 +110,11 @@ class CPLRanked(Contrast):
     answers are not compared. The BC term is the mean over the pairs' steps, as in CPL, so a segment
     counts as often as it is compared.
 
-    alpha:            temperature of the advantage, > 0
+    cpl_alpha:        temperature alpha of the advantage, > 0
     contrastive_bias: factor on the worse score of each pair, in [0, 1]
     discount:         discount of a step, in [0, 1]
     bc_coef:          weight of the likelihood of the segments, >= 0
-    form:             cpl, or cpl_kl against a reference
+    cpl_form:         cpl, or cpl_kl against a reference
     """
 
     kind: ClassVar[Literal["ranked"]] = "ranked"

@@ -33,19 +33,19 @@ class DMPO(BradleyTerry):
 
     The paper sets gamma for each task, between 0.1 and 0.9; 0.7 is the released code's default.
 
-    beta:  strength of the KL constraint, > 0; rewards are in nats times beta
-    gamma: discount of a turn, in (0, 1]
+    beta:       strength of the KL constraint, > 0; rewards are in nats times beta
+    dmpo_gamma: discount of a turn, in (0, 1]
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reference", "segments"})
 
     beta: float = 0.1
-    gamma: float = 0.7
+    dmpo_gamma: float = 0.7
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma must be in (0, 1], got {self.gamma}")
+        if not 0 < self.dmpo_gamma <= 1:
+            raise ValueError(f"dmpo_gamma must be in (0, 1], got {self.dmpo_gamma}")
 
     def scores(self, batch: PairLogps) -> tuple[Tensor, Tensor]:
         """Return the weighted implicit rewards of both sides."""
@@ -54,7 +54,7 @@ class DMPO(BradleyTerry):
     def _score(self, side: ResponseLogps) -> Tensor:
         log_ratios = side.log_ratios
         turns = side.feature("segments").to(log_ratios.dtype)
-        return self.beta * (turn_weights(turns, self.gamma) * log_ratios).sum(-1)
+        return self.beta * (turn_weights(turns, self.dmpo_gamma) * log_ratios).sum(-1)
 
 
 def turn_weights(turns: Tensor, gamma: float) -> Tensor:

@@ -34,8 +34,8 @@ class QRM:
     Logits are free up to a number per state, and this loss does not ignore it: it fixes the gauge
     in which the mean logit is the score. `rewards/*` are `beta * z`.
 
-    beta:  scale of the mean logit, > 0
-    gamma: margin to reach, >= 0, in units of the score (beta included)
+    beta:       scale of the mean logit, > 0
+    q_rm_gamma: margin to reach, >= 0, in units of the score (beta included)
     """
 
     kind: ClassVar[Literal["preference"]] = "preference"
@@ -43,15 +43,15 @@ class QRM:
     needs: ClassVar[frozenset[Need]] = frozenset({"logits"})
 
     beta: float = 0.2
-    gamma: float = 2.0
+    q_rm_gamma: float = 2.0
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
-        require_not_negative(gamma=self.gamma)
+        require_not_negative(q_rm_gamma=self.q_rm_gamma)
 
     def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
         chosen, rejected = self._score(batch.chosen_side), self._score(batch.rejected_side)
-        loss = -batch_mean(logsigmoid(chosen - rejected - self.gamma))
+        loss = -batch_mean(logsigmoid(chosen - rejected - self.q_rm_gamma))
         return loss, reward_metrics(chosen, rejected)
 
     def weight(self, batch: PairLogps) -> Tensor:

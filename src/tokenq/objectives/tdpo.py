@@ -36,21 +36,21 @@ class TDPO(BradleyTerry):
     that `rewards/margins` is what the loss sees; the released code logs it without alpha.
     `kl/chosen` and `kl/rejected` are the mean D, in nats a response.
 
-    beta:  strength of the KL constraint, > 0; rewards are in nats times beta
-    alpha: weight of the divergences, >= 0; 0 is DPO. Has no part in tdpo1, where it is 1
-    form:  tdpo1 or tdpo2
+    beta:       strength of the KL constraint, > 0; rewards are in nats times beta
+    tdpo_alpha: weight alpha of the divergences, >= 0; 0 is DPO. No part of tdpo1, where it is 1
+    tdpo_form:  tdpo1 or tdpo2
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reference", "kl"})
 
     beta: float = 0.1
-    alpha: float = 0.5
-    form: Literal["tdpo1", "tdpo2"] = "tdpo2"
+    tdpo_alpha: float = 0.5
+    tdpo_form: Literal["tdpo1", "tdpo2"] = "tdpo2"
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
-        require_not_negative(alpha=self.alpha)
-        require_one_of(("tdpo1", "tdpo2"), form=self.form)
+        require_not_negative(tdpo_alpha=self.tdpo_alpha)
+        require_one_of(("tdpo1", "tdpo2"), tdpo_form=self.tdpo_form)
 
     def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
         """Return the mean loss of the pairs, their rewards, and the divergences of both sides."""
@@ -62,8 +62,8 @@ class TDPO(BradleyTerry):
     def scores(self, batch: PairLogps) -> tuple[Tensor, Tensor]:
         """Return beta times (log-ratio plus weighted divergence) of both sides."""
         chosen, rejected = _divergences(batch)
-        if self.form == "tdpo2":
-            chosen, rejected = self.alpha * chosen.detach(), self.alpha * rejected
+        if self.tdpo_form == "tdpo2":
+            chosen, rejected = self.tdpo_alpha * chosen.detach(), self.tdpo_alpha * rejected
         return (
             self.beta * (batch.chosen_side.log_ratios.sum(-1) + chosen),
             self.beta * (batch.rejected_side.log_ratios.sum(-1) + rejected),

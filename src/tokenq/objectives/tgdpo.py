@@ -29,26 +29,26 @@ class TGDPO(BradleyTerry):
     released code has no such limit, and with rewards of the usual size (|alpha g_t| < 1) it does
     nothing.
 
-    beta:       strength of the KL constraint, > 0; rewards are in nats times beta
-    alpha:      how much the token rewards change beta, >= 0; 0 is DPO
-    min_weight: least factor on beta, > 0
+    beta:        strength of the KL constraint, > 0; rewards are in nats times beta
+    tgdpo_alpha: alpha, how much the token rewards change beta, >= 0; 0 is DPO
+    min_weight:  least factor on beta, > 0
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"reference", "rewards"})
 
     beta: float = 0.1
-    alpha: float = 0.5
+    tgdpo_alpha: float = 0.5
     min_weight: float = 0.01
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta, min_weight=self.min_weight)
-        require_not_negative(alpha=self.alpha)
+        require_not_negative(tgdpo_alpha=self.tgdpo_alpha)
 
     def scores(self, batch: PairLogps) -> tuple[Tensor, Tensor]:
         """Return the weighted implicit rewards of both sides."""
         return (
-            self._score(batch.chosen_side, self.alpha),
-            self._score(batch.rejected_side, -self.alpha),
+            self._score(batch.chosen_side, self.tgdpo_alpha),
+            self._score(batch.rejected_side, -self.tgdpo_alpha),
         )
 
     def _score(self, side: ResponseLogps, alpha: float) -> Tensor:

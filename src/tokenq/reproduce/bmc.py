@@ -407,7 +407,7 @@ def _arm(world: World, arm: str) -> tuple[Pairs, FixedReference, PairLoss]:
     objectives: dict[str, PairLoss] = {
         "DPO-BC": plain,
         "DPO-BMC": weighted,
-        "DPO-BMC, released": BMC(beta=BETA, delta=DELTA, form="released"),
+        "DPO-BMC, released": BMC(beta=BETA, delta=DELTA, bmc_form="released"),
         "DPO-BMC, shuffled": weighted,
     }
     return pairs, world.bridged_scores, objectives[arm]
