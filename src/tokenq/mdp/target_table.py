@@ -521,7 +521,7 @@ TARGETS: dict[str, Target] = {
         "q_rm",
         "exp(r/tau)/Z, of mean logits",
         closed_form=laws.uniform_prior_law,
-        q_rm_q_rm_gamma=0.0,
+        q_rm_gamma=0.0,
     ),
     "q_rm": Target(
         "PRA",
