@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenq.data import add_edits, edited_tokens, prepare, stop_word_ids
+from tokenq.data import add_edits, edited_tokens, load_rows, prepare, stop_word_ids
 from tokenq.data.edits import STOP_WORDS, edit_distance
 from tokenq.data.loading import Rows
 from tokenq.errors import UserError
@@ -125,6 +125,25 @@ def test_columns_of_prepared_pairs(make_tokenizer):
     spared = add_edits(prepared, ignored=the)
     assert sum(spared.dataset[1]["rejected_edits"]) < sum(marked.dataset[1]["rejected_edits"])
     assert len({prepared.fingerprint, marked.fingerprint, spared.fingerprint}) == 3
+
+
+def test_marks_on_disk_are_found_again(make_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENQ_HOME", str(tmp_path / "home"))
+    datasets.Dataset.from_list(PAIRS).remove_columns("row").to_parquet(tmp_path / "rows.parquet")
+    tokenizer = make_tokenizer("byte_level")
+
+    def marked(**options):
+        return add_edits(prepare(load_rows(tmp_path / "rows.parquet"), tokenizer), **options)
+
+    first = marked()
+    written = sorted((tmp_path / "home").rglob("cache-*"))
+    again = marked()
+    assert sorted((tmp_path / "home").rglob("cache-*")) == written != []
+    assert list(again.dataset) == list(first.dataset)
+    assert again.fingerprint == first.fingerprint
+    other = marked(ignored=stop_word_ids(tokenizer))
+    assert len(list((tmp_path / "home").rglob("cache-*"))) == len(written) + 1
+    assert list(other.dataset) != list(first.dataset)
 
 
 def test_stream_is_marked_alike(make_tokenizer):

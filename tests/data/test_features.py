@@ -109,7 +109,7 @@ def test_added_features(prepared):
 
 
 def test_rewards_are_scaled_log_ratios():
-    logps = [torch.tensor([-1.0, -2.0]), torch.tensor([-0.5])]
+    logps = [torch.tensor([-1.0, -2.0], requires_grad=True), torch.tensor([-0.5])]
     ref_logps = [[-1.5, -1.0], [-0.5]]
     assert rewards_from_logps(logps, ref_logps, beta=0.5) == [[0.25, -0.5], [0.0]]
     with pytest.raises(UserError, match="row 1: 1 logps but 2 ref_logps"):

@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from tokenq.data import load_tokenised, prepare, tokenised_kind
+from tokenq.data import holds_token_ids, load_tokenised, prepare, tokenised_kind
 from tokenq.data.loading import Rows
 from tokenq.errors import UserError
 
@@ -52,6 +52,20 @@ def test_other_kinds_and_parquet(tmp_path, row, kind):
         loaded = load_tokenised(path)
         assert loaded.kind == kind
         assert list(loaded.dataset) == [row | {"row": 0}]
+
+
+def test_files_of_ids_are_told_from_rows(tmp_path):
+    assert holds_token_ids(written(tmp_path / "ids.jsonl", PAIR))
+    assert not holds_token_ids(written(tmp_path / "rows.jsonl", {"prompt": "a", "completion": "b"}))
+    (tmp_path / "bad.jsonl").write_text("[1]\n")
+    assert not holds_token_ids(tmp_path / "bad.jsonl")
+
+
+def test_the_first_rows_alone(tmp_path):
+    path = written(tmp_path / "ids.jsonl", PAIR, PAIR, PAIR | {"prompt_ids": None})
+    loaded = load_tokenised(path, limit=2)
+    assert list(loaded.dataset["row"]) == [0, 1]
+    assert loaded.fingerprint != load_tokenised(path, limit=1).fingerprint
 
 
 def test_what_prepare_wrote_comes_back(tmp_path, make_tokenizer):
