@@ -3,6 +3,7 @@
 `batch_for(objective, draw)` gives the batch that an objective is called with.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -71,6 +72,19 @@ def random_pair(draw: Draw = ORDINARY) -> PairLogps:
     """Two responses per row; the rejected side is two steps wider unless they are identical."""
     wider = draw if draw.identical or not draw.width else replace(draw, width=draw.width + 2)
     return _pair(_side(draw, 0), _side(wider, 1))
+
+
+def pair_of(chosen: list[list[float]], rejected: list[list[float]]) -> PairLogps:
+    """Pairs with these log-ratios of the tokens of each response, in fp64."""
+
+    def side(log_ratios: list[list[float]]) -> ResponseLogps:
+        width = max(map(len, log_ratios))
+        rows = [[*row, *[math.nan] * (width - len(row))] for row in log_ratios]
+        ratios = torch.tensor(rows, dtype=torch.float64)
+        ref_logps = torch.arange(ratios.numel(), dtype=torch.float64).view_as(ratios) / -8 - 9
+        return ResponseLogps((ref_logps + ratios).requires_grad_(), ~ratios.isnan(), ref_logps)
+
+    return _pair(side(chosen), side(rejected))
 
 
 def random_labelled(draw: Draw = ORDINARY) -> LabelledLogps:

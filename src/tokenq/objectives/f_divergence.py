@@ -49,6 +49,6 @@ def check_divergence(divergence: str, order: float) -> None:
 def _power(log_ratio: Tensor, exponent: float) -> Tensor:
     """(t^exponent - 1) / exponent, along its tangent where t^exponent would overflow."""
     exponents = exponent * log_ratio
-    bounded = exponents.clamp(max=LARGEST_EXPONENT)
-    tangent = math.exp(LARGEST_EXPONENT) * (exponents - bounded)
-    return (bounded.expm1() + tangent) / exponent
+    bounded = exponents.clamp(max=LARGEST_EXPONENT).expm1()
+    tangent = math.exp(LARGEST_EXPONENT) * (exponents - LARGEST_EXPONENT).relu()
+    return (bounded + tangent) / exponent

@@ -98,6 +98,7 @@ class DivergencePairwise(Pairwise):
                              0 the forward KL
     """
 
+    _: KW_ONLY
     f_divergence_type: Divergence = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
 

@@ -12,10 +12,10 @@ def desensitised(
 ) -> tuple[Tensor, Tensor]:
     """Multiply per-step values [B, T] by alpha beyond the length of the pair's shorter response.
 
-    Eq. 10 of "Length Desensitization in Direct Preference Optimization" (Liu et al., arXiv
-    2409.06411; the number is from memory): the log-probability of the longer response is that of
-    its first `l` tokens plus alpha times that of the rest, l = min(|y_w|, |y_l|). Policy and
-    reference are treated alike. Lengths count unmasked steps.
+    "Length Desensitization in Direct Preference Optimization" (Liu et al., arXiv 2409.06411): the
+    log-probability of the longer response is that of its first `l` tokens plus alpha times that of
+    the rest, with l = min(|y_w|, |y_l|). Policy and reference are treated alike, as in TRL. Lengths
+    count unmasked steps.
     """
     shared = torch.minimum(batch.chosen_mask.sum(-1), batch.rejected_mask.sum(-1))
 
