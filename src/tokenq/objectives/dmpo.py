@@ -31,7 +31,7 @@ class DMPO(BradleyTerry):
     gamma^(n-1) (1 - gamma) at the last; at gamma = 1 it is (n - j) / n. One turn alone is DPO. All
     tokens of a turn have its weight, and each side of a pair is weighed by its own number of turns.
 
-    The paper sets gamma for each task, between 0.1 and 0.9; 0.7 is the released code's default.
+    0.7 is the released code's default gamma.
 
     beta:       strength of the KL constraint, > 0; rewards are in nats times beta
     dmpo_gamma: discount of a turn, in (0, 1]
