@@ -77,7 +77,7 @@ def test_the_experiment_writes_its_page_and_resumes(tmp_path: Path) -> None:
     assert results["trained"][0]["bradley_terry"]["kl"] < 1e-8
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "All hold within 1e-10." in page
-    assert "below 1e-08 on 1 of 1 MDPs" in page
+    assert "below 1e-08 on 1 of 1" in page
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").iterdir()}
     assert carry_out("theory", EXPERIMENT, run, "again") == results
