@@ -2,7 +2,7 @@
 
 Intended differences from TRL: none where both are defined. A response without tokens has the mean
 log-probability 0 where TRL divides 0 by 0, and AlphaPO's exponential is straight above an exponent
-of 30 where TRL's grows until it overflows.
+of 25 where TRL's grows until it overflows.
 """
 
 import math
@@ -15,7 +15,8 @@ from bandit import fit, pair
 from objective_batches import HOSTILE, assert_finite, batch_for
 
 from tokenq.objectives import AlphaPO, PairLogps, SimPO
-from tokenq.objectives.simpo import LARGEST_EXPONENT, shaped_reward
+from tokenq.objectives.f_divergence import LARGEST_EXPONENT
+from tokenq.objectives.simpo import shaped_reward
 
 SEEDS = pytest.mark.parametrize("seed", range(12))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -81,8 +82,8 @@ def test_alphapo_is_trls(seed: int, dtype: torch.dtype) -> None:
 
 def test_alpha_near_zero_is_simpo() -> None:
     pairs = peer.random_pairs(3, torch.float64)
-    near, _ = AlphaPO(beta=2.0, alpha=1e-8, simpo_gamma=0.5)(pairs)
-    torch.testing.assert_close(near, SimPO(beta=2.0, simpo_gamma=0.5)(pairs)[0])
+    near, _ = AlphaPO(beta=2.0, alpha=1e-5, simpo_gamma=0.5)(pairs)
+    torch.testing.assert_close(near, SimPO(beta=2.0, simpo_gamma=0.5)(pairs)[0], rtol=1e-4, atol=0)
 
 
 def test_the_shaped_reward_is_smooth_where_it_becomes_straight() -> None:

@@ -1,6 +1,5 @@
 """CPO: a preference loss on the policy's own log-probabilities, and the likelihood of chosen."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -11,6 +10,7 @@ from tokenq.objectives.base import (
     Metrics,
     Need,
     batch_mean,
+    require_not_negative,
     require_positive,
     reward_metrics,
 )
@@ -61,8 +61,7 @@ class CPO:
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
         require_form(get_args(Form), self.label_smoothing, cpo_form=self.cpo_form)
-        if not (self.cpo_alpha >= 0 and math.isfinite(self.cpo_alpha)):
-            raise ValueError(f"cpo_alpha must be >= 0, got {self.cpo_alpha}")
+        require_not_negative(cpo_alpha=self.cpo_alpha)
 
     def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
         chosen = score(batch.chosen_side, self.cpo_form)

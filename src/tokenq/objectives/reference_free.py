@@ -3,13 +3,12 @@
 SimPO, CPO, ORPO and TPO are built from these; the objectives themselves live in files of their own.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from tokenq.objectives.base import masked_mean
+from tokenq.objectives.base import masked_mean, require_label_smoothing, require_one_of
 from tokenq.objectives.batch import ResponseLogps
 
 Form = Literal["sigmoid", "hinge", "ipo"]
@@ -51,20 +50,13 @@ def smoothed_sigmoid(logit: Tensor, label_smoothing: float) -> Tensor:
     return -kept - label_smoothing * logsigmoid(-logit)
 
 
-def require_form(forms: Sequence[str], label_smoothing: float, **values: str) -> None:
+def require_form(forms: tuple[str, ...], label_smoothing: float, **values: str) -> None:
     """Raise ValueError for a form that is not of `forms`, or that has no labels to smooth."""
-    require_smoothing(label_smoothing)
+    require_label_smoothing(label_smoothing)
+    require_one_of(forms, **values)
     for name, form in values.items():
-        if form not in forms:
-            raise ValueError(f"{name} must be one of {', '.join(forms)}, got {form!r}")
         if label_smoothing and form in ("hinge", "ipo"):
             raise ValueError(
                 f"label_smoothing must be 0 with {name} {form!r}, which has no labels to smooth, "
                 f"got {label_smoothing}"
             )
-
-
-def require_smoothing(label_smoothing: float) -> None:
-    """Raise ValueError for a label smoothing outside [0, 0.5)."""
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")

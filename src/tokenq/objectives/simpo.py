@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from tokenq.objectives.base import (
@@ -12,18 +11,14 @@ from tokenq.objectives.base import (
     Metrics,
     Need,
     batch_mean,
+    require_label_smoothing,
+    require_not_negative,
     require_positive,
     reward_metrics,
 )
 from tokenq.objectives.batch import PairLogps
-from tokenq.objectives.reference_free import (
-    mean_log_prob,
-    require_smoothing,
-    smoothed_sigmoid,
-)
-
-LARGEST_EXPONENT = 30.0
-"""Where AlphaPO's exponential goes on as a straight line: e^30 = 1e13 leaves fp32 room to add."""
+from tokenq.objectives.f_divergence import divergence_score
+from tokenq.objectives.reference_free import mean_log_prob, smoothed_sigmoid
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,8 @@ class SimPO:
 
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
-        _require_margin(self.simpo_gamma)
-        require_smoothing(self.label_smoothing)
+        require_not_negative(simpo_gamma=self.simpo_gamma)
+        require_label_smoothing(self.label_smoothing)
 
     def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
         chosen = self.beta * mean_log_prob(batch.chosen_side)
@@ -85,7 +80,7 @@ class AlphaPO:
     Mistral-Instruct.
 
     `p^(-alpha)` overflows for very unlikely responses. Where its exponent
-    `-alpha * mean log pi` is above 30 it goes on as the tangent at 30, so that loss and gradients
+    `-alpha * mean log pi` is above 25 it goes on as the tangent at 25, so that loss and gradients
     stay finite; below, loss and gradients are those of the paper and of TRL's CPO with
     `loss_type="alphapo"`. TRL also lets alpha act on the other losses of CPO; here it does not.
 
@@ -108,8 +103,8 @@ class AlphaPO:
         require_positive(beta=self.beta)
         if not math.isfinite(self.alpha):
             raise ValueError(f"alpha must be a finite number, got {self.alpha}")
-        _require_margin(self.simpo_gamma)
-        require_smoothing(self.label_smoothing)
+        require_not_negative(simpo_gamma=self.simpo_gamma)
+        require_label_smoothing(self.label_smoothing)
 
     def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
         chosen = self.beta * shaped_reward(mean_log_prob(batch.chosen_side), self.alpha)
@@ -126,17 +121,6 @@ class AlphaPO:
 def shaped_reward(log_prob: Tensor, alpha: float) -> Tensor:
     """`(1 - exp(-alpha * log_prob)) / alpha` of log-probabilities in nats; `log_prob` at alpha 0.
 
-    Straight where the exponent is above `LARGEST_EXPONENT`.
+    The score of f-DPO under the alpha divergence of order `1 - alpha` to a uniform reference.
     """
-    if alpha == 0:
-        return log_prob
-    exponent = -alpha * log_prob
-    curved = torch.expm1(exponent.clamp(max=LARGEST_EXPONENT))
-    slope = math.exp(LARGEST_EXPONENT)
-    straight = slope - 1 + slope * (exponent - LARGEST_EXPONENT)
-    return -torch.where(exponent > LARGEST_EXPONENT, straight, curved) / alpha
-
-
-def _require_margin(simpo_gamma: float) -> None:
-    if not (simpo_gamma >= 0 and math.isfinite(simpo_gamma)):
-        raise ValueError(f"simpo_gamma must be >= 0, got {simpo_gamma}")
+    return divergence_score(log_prob, "alpha_divergence", 1 - alpha)

@@ -1,13 +1,19 @@
 """TPO: learn to write the best of three answers, and to prefer the second to the third."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from tokenq.objectives.base import NOTHING, Metrics, Need, require_positive, reward_metrics
+from tokenq.objectives.base import (
+    NOTHING,
+    Metrics,
+    Need,
+    require_not_negative,
+    require_positive,
+    reward_metrics,
+)
 from tokenq.objectives.batch import RankedLogps
 from tokenq.objectives.ranking import better_than, mean_over_lists, number_of_lists
 from tokenq.objectives.reference_free import (
@@ -62,10 +68,7 @@ class TPO:
     def __post_init__(self) -> None:
         require_positive(beta=self.beta)
         require_form(get_args(TripleForm), self.label_smoothing, tpo_form=self.tpo_form)
-        for name in ("tpo_alpha", "tpo_l_gamma"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be >= 0, got {value}")
+        require_not_negative(tpo_alpha=self.tpo_alpha, tpo_l_gamma=self.tpo_l_gamma)
 
     def __call__(self, batch: RankedLogps) -> tuple[Tensor, Metrics]:
         gold, pairs = triples(batch.ranks)
