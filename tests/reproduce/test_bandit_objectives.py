@@ -10,8 +10,9 @@ from tokenq.mdp import targets
 from tokenq.mdp.target_table import TARGETS, Target
 from tokenq.mdp.targets import PreferenceBandit
 from tokenq.objectives import OBJECTIVES
+from tokenq.reproduce.bandit_descent import descend
 from tokenq.reproduce.bandit_objectives import population_loss, ranking_law, uses_reference
-from tokenq.reproduce.udrra import problem, stacked
+from tokenq.reproduce.bandit_problems import problem, stacked
 
 TAU = 0.6
 WITH_LAW = [name for name, target in TARGETS.items() if target.objective and target.closed_form]
@@ -134,3 +135,67 @@ def test_ranking_law_is_plackett_luce() -> None:
     order = bandit.reward[0, :3].argsort(descending=True).tolist()
     law = ranking_law(orders, certain)[0]
     assert law[[o.tolist() for o in orders].index(order)] == 1
+
+
+WIN_RATE_LAWS = {
+    "sppo_hard": lambda w: w - 0.5,
+    "bco_pair": torch.logit,
+    "implicit_prm": torch.logit,
+    "nca_pair": lambda w: torch.log(2 * w),
+}
+"""tau times the log-ratio that each answer would have by itself, from how often it wins."""
+
+
+@pytest.mark.parametrize("name", WIN_RATE_LAWS)
+def test_win_rate_laws_where_probabilities_happen_to_sum_to_one(name: str) -> None:
+    """A reference is mixed of two so that the wanted log-ratios give a distribution: then exact."""
+    bandit = stacked([problem(seed, TAU, "uniform", "noisy") for seed in range(3)])
+    wins, losses = bandit.labelled_pairs.sum(-1), bandit.labelled_pairs.sum(-2)
+    wanted = (WIN_RATE_LAWS[name](wins / (wins + losses)) / TAU).exp()
+    low, high = ((wanted < 1).double() + 1e-3, (wanted > 1).double() + 1e-3)
+    low, high = (side / side.sum(-1, keepdim=True) for side in (low, high))
+    sums = [(side * wanted).sum(-1, keepdim=True) for side in (low, high)]
+    share = (1 - sums[0]) / (sums[1] - sums[0])
+    reference = (1 - share) * low + share * high
+    law = reference * wanted
+    torch.testing.assert_close(law.sum(-1), torch.ones(3, dtype=torch.float64))
+    _, gradient = value_and_gradient(
+        OBJECTIVES[name](beta=TAU), law, replace(bandit, reference=reference)
+    )
+    assert float(gradient.abs().max()) < 1e-10
+
+
+def fixed_point(objective: object, bandit: PreferenceBandit) -> Tensor:
+    steps = torch.full((len(bandit.tau),), 2.0, dtype=torch.float64)
+    return descend(population_loss(objective), bandit, steps, 250, bandit.target.log()).log_policy
+
+
+def test_bmc_fixed_point() -> None:
+    """(1 + min(1/pi, delta)) tau log pi/pi_ref is the reward up to one number."""
+    bandit = stacked([problem(seed, TAU, "uniform", "sampled") for seed in range(2)])
+    log_policy = fixed_point(OBJECTIVES["bmc"](beta=TAU, delta=3.0), bandit)
+    weight = 1 + (-log_policy).exp().clamp_max(3.0)
+    score = TAU * weight * (log_policy - bandit.reference.log()) - bandit.reward
+    torch.testing.assert_close(score, score[:, :1].expand_as(score), atol=1e-6, rtol=0)
+
+
+def test_tdpo_stays_nearer_to_the_reference_than_dpo() -> None:
+    bandit = stacked([problem(seed, TAU, "uniform", "sampled") for seed in range(2)])
+    policy = fixed_point(OBJECTIVES["tdpo"](beta=TAU), bandit).exp()
+    assert bool(
+        (
+            targets.kl(bandit.reference, policy)
+            < targets.kl(bandit.reference, bandit.target) - 1e-3
+        ).all()
+    )
+
+
+@pytest.mark.parametrize("name", ["kto", "apo_zero", "apo_zero_unpaired"])
+def test_answers_that_win_less_than_half_are_emptied(name: str) -> None:
+    """Lower and lower along the run, and those that win more than half never are."""
+    bandit = stacked([problem(seed, TAU, "uniform", "noisy") for seed in range(2)])
+    log_policy = fixed_point(OBJECTIVES[name](beta=TAU), bandit)
+    loser = bandit.chosen_law < bandit.labelled_pairs.sum(-2)
+    ratio = log_policy - bandit.reference.log()
+    assert float(ratio[loser].max()) < -0.3
+    assert float((log_policy.exp() * loser).sum(-1).max()) < 0.1

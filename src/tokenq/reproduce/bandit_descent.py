@@ -8,6 +8,10 @@ from torch import Tensor
 
 from tokenq.mdp.targets import PopulationLoss, PreferenceBandit
 
+GRID = tuple(2.0**power for power in range(-3, 14))
+"""Step sizes that are tried."""
+FIXED_STEP = 0.5
+"""Step size of a comparison without tuning."""
 MILESTONES = (1e-3, 1e-6, 1e-9)
 """KL to the goal, nats, whose first iteration is recorded."""
 
