@@ -71,8 +71,9 @@ def _two_searches(results: Results) -> str:
 The likeliest response under `pi*` has the highest return plus `beta log pi_ref` (eqs. 12, 13). The
 response of highest log-ratio has the highest return. On {differ["refuted"]:,} of
 {differ["trees"]:,} random trees these are two responses, and the likeliest one is up to
-{differ["largest"]:.2f} short of the best return. The smallest tree found on which it happens has {example["vocabulary"]} tokens
-and {steps} (beta = {beta:g}, `V*(s0)` = {example["start_value"]:.4f}):
+{differ["largest"]:.2f} short of the best return. The smallest tree found on which it happens has
+{example["vocabulary"]} tokens and {steps} (beta = {beta:g}, `V*(s0)` =
+{example["start_value"]:.4f}):
 
 {_table(header, rows)}
 
