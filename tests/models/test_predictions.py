@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from tokenq.models.forward import enable_packed, reference_predictions
-from tokenq.models.head import Extras
+from tokenq.models.head import CHUNK, Extras
 from tokenq.models.packing import Pack, pack_trees
 from tokenq.models.reference import AdapterOff, scoring
 
@@ -111,3 +111,25 @@ def test_a_policy_that_starts_at_its_reference_has_no_divergence() -> None:
     assert torch.equal(got.ref_logps, got.logps)
     (got.kl.sum()).backward()
     assert max(float(p.grad.abs().max()) for p in model.parameters()) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_mixed_precision(family: str) -> None:
+    """More positions than a chunk, so that the backward pass computes both heads again."""
+    reference = tiny_model(family, torch.float32)
+    policy = moved(reference)
+    enable_packed(policy)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(3, 97, (16, 45), generator=generator).tolist()
+    (pack,) = pack_trees([row[:5] for row in rows], [row[5:] for row in rows], 10_000)
+    assert len(pack.targets) > CHUNK
+    results = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            extras = Extras(collision=True, reference=reference_predictions(reference, pack))
+            output = policy(packed=pack, extras=extras)
+        gradients = torch.autograd.grad(output.kl.sum(), policy.get_output_embeddings().weight)
+        results.append((output.kl, output.collision, output.entropy, *gradients))
+    assert all(values.dtype == torch.float32 for values in results[1])
+    for single, mixed in zip(*results, strict=True):
+        assert (single - mixed).norm() < 0.05 * single.norm()

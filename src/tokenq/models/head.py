@@ -302,6 +302,14 @@ def _softmax_(
     logits: Tensor, targets: Tensor, reference: Tensor | None, with_collision: bool
 ) -> TokenLogps:
     """Turn `logits` [n, V], and the reference's if given, into their softmax in place."""
+    # Mixed precision would take the sums over the vocabulary (vecdot) in half precision.
+    with torch.autocast(logits.device.type, enabled=False):
+        return _sweep_(logits, targets, reference, with_collision)
+
+
+def _sweep_(
+    logits: Tensor, targets: Tensor, reference: Tensor | None, with_collision: bool
+) -> TokenLogps:
     parts = []
     for start in range(0, max(len(logits), 1), _ROWS):
         block = slice(start, start + _ROWS)
