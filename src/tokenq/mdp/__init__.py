@@ -16,6 +16,8 @@ from tokenq.mdp.preferences import (
     sample_rankings,
 )
 from tokenq.mdp.shaping import Equivalence, canonical, equivalence, inverse_bellman, shaped
+from tokenq.mdp.target_table import TARGETS, Target
+from tokenq.mdp.targets import PreferenceBandit, boltzmann
 from tokenq.mdp.token_mdp import PolicyValue, Solution, TokenMDP
 from tokenq.mdp.tree import Paths, PrefixTree
 from tokenq.mdp.verification import (
@@ -28,6 +30,7 @@ from tokenq.mdp.verification import (
 )
 
 __all__ = [
+    "TARGETS",
     "Bandit",
     "BanditSolution",
     "Check",
@@ -39,11 +42,14 @@ __all__ = [
     "Equivalence",
     "Paths",
     "PolicyValue",
+    "PreferenceBandit",
     "PrefixTree",
     "Segments",
     "Solution",
+    "Target",
     "TokenMDP",
     "Verification",
+    "boltzmann",
     "bradley_terry",
     "canonical",
     "counter_example",
