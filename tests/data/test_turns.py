@@ -12,6 +12,11 @@ from tokenq.data.loading import Rows
 from tokenq.errors import UserError
 
 END = {"other_turn_end": "<end_of_turn>", "turn_end_then_eos": "</s>", "bos_and_inst": "</s>"}
+TWO_ENDS = (
+    "{% for m in messages %}{{ '<turn>' + m['role'] + '\n' + m['content'] }}"
+    "{{ '<|im_end|><end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>assistant\n' }}{% endif %}"
+)
 TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
 
@@ -65,10 +70,22 @@ def test_turns_by_hand(chatty):
 @pytest.mark.parametrize("backend", ["byte_level", "llama_like", "unigram", "wordpiece"])
 @pytest.mark.parametrize(
     "template",
-    ["chatml", "default_system", "trimming", "other_turn_end", "bos_and_inst", "shouting"],
+    [
+        "chatml",
+        "default_system",
+        "trimming",
+        "other_turn_end",
+        "bos_and_inst",
+        "shouting",
+        "two_ends",
+    ],
 )
 def test_a_turn_has_the_ids_of_a_row_of_its_own(make_tokenizer, backend, template):
-    tokenizer = make_tokenizer(backend, template, eos=END.get(template, "<|im_end|>"))
+    if template == "two_ends":
+        tokenizer = make_tokenizer(backend)
+        tokenizer.chat_template = TWO_ENDS
+    else:
+        tokenizer = make_tokenizer(backend, template, eos=END.get(template, "<|im_end|>"))
     rows = as_rows(ANSWER)
     [row] = prepare(rows, tokenizer).dataset
     ids, segments = row["completion_ids"], row["completion_segments"]

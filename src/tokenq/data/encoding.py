@@ -203,6 +203,10 @@ class ResponseEncoder:
         """(start, end) characters of the special tokens that stand in ``text``."""
         return [match.span() for match in self._special_pattern.finditer(text)]
 
+    def ends_turn(self, tail: str) -> bool:
+        """Whether a template's ``tail`` behind an answer has a token that ends the turn."""
+        return self._end_token(tail) is not None
+
     def tokenise(self, renderings: Sequence[Rendering]) -> list[TokenisedText]:
         """Ids of all renderings, in one call of the tokenizer for each kind of text."""
         prompts = self._ids_by_text({(r.prompt, r.templated) for r in renderings})

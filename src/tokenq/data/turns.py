@@ -79,15 +79,14 @@ def _ended_turn(
     tokens and blanks behind the turn's own end need not go on into ``text``.
     """
     shared = common_prefix_length(ended, text)
-    specials = encoder.special_spans(ended)
-    closing = max(_closing(ended, specials), common_prefix_length(opening, ended))
+    closing = _closing(ended, encoder.special_spans(ended))
+    closing = max(closing, common_prefix_length(opening, ended))
     if shared < closing:
         raise UnclearTurns(f"turn {number} changes with later turns")
-    ends = [(first, last) for first, last in specials if closing <= first and last <= shared]
-    if not ends:
+    tail = ended[closing:shared]
+    if not encoder.ends_turn(tail):
         raise UnclearTurns(f"turn {number} has no end token")
-    first, last = ends[-1]
-    return Rendering(opening, text[:last], None, 0, text[first:last], True)
+    return Rendering(opening, text[:shared], None, 0, tail, True)
 
 
 def _closing(text: str, specials: list[tuple[int, int]]) -> int:
