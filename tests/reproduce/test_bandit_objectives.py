@@ -199,3 +199,15 @@ def test_answers_that_win_less_than_half_are_emptied(name: str) -> None:
     ratio = log_policy - bandit.reference.log()
     assert float(ratio[loser].max()) < -0.3
     assert float((log_policy.exp() * loser).sum(-1).max()) < 0.1
+
+
+def test_unpaired_aot_always_gains_by_spreading_further() -> None:
+    """Though labels are noisy; the paired form has its limit before that."""
+    bandit = stacked([problem(0, TAU, "uniform", "noisy")])
+    losses = {name: [] for name in ("aot", "aot_unpaired")}
+    for name, values in losses.items():
+        for spread in (1.0, 4.0, 16.0, 64.0):
+            policy = targets.boltzmann(bandit.reference, spread * bandit.win_rates, 1.0)
+            values.append(float(value_and_gradient(OBJECTIVES[name](beta=TAU), policy, bandit)[0]))
+    assert losses["aot_unpaired"] == sorted(losses["aot_unpaired"], reverse=True)
+    assert losses["aot"][-1] > losses["aot"][1]

@@ -198,12 +198,12 @@ TARGETS: dict[str, Target] = {
     ),
     "dpo, use_weighting": _logistic(
         "dpo",
-        BOLTZMANN + "; a fixed point: the weights take no gradient",
+        BOLTZMANN + ": a fixed point, since the weights take no gradient",
         use_weighting=True,
     ),
     "dpop": Target(
         "PRA",
-        "near DPO's; chosen answers below pi_ref are held up, and some always are",
+        "between pi_ref and DPO's: chosen answers below pi_ref are held up, and some always are",
         TILT,
         COMPROMISE,
         FLATTER,
@@ -310,10 +310,10 @@ TARGETS: dict[str, Target] = {
     ),
     "aot_unpaired": Target(
         "PRA",
-        "log-ratios of chosen above those of rejected by quantiles: no law of single answers",
-        "scales the log-ratios",
+        NO_LIMIT + ": log-ratios that follow the win rates can be spread for ever at a gain",
+        "how sharply",
         "quantiles are of the batch",
-        "labels without noise: " + NO_LIMIT,
+        "none on that: lost pairs cost nothing once the sides are sorted apart",
         "of the sorted batch",
         objective="aot_unpaired",
     ),

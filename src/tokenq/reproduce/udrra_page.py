@@ -199,7 +199,10 @@ def _limit_table(results: Results) -> str:
         + "\n\n`+` and `-`: expected reward more than 0.05 above or below that of the target "
         "(overshoot, undershoot). Own law: the closed form of its row, uniform coverage, sampled "
         "labels. Objectives without a reference are held to exp(r/tau)/Z. The first 6 rows ran "
-        "3,000 iterations at most, the others 400: a limit at infinity is still on its way."
+        "3,000 iterations at most, the others 400: a limit at infinity is still on its way. If no "
+        "step reaches the target, the step is the one with the lowest loss; under `use_weighting` "
+        "and in the sorted losses of AOT that is no good guide, since a run that empties an answer "
+        "lowers the loss as well."
     )
 
 
@@ -218,7 +221,7 @@ def _temperature_table(results: Results) -> str:
         cells = [find(results, name, tau, "uniform", "sampled") for tau in TAUS]
         texts = [
             f"{small(cell['kl']['mean'])} ({cell['iterations']['mean']:.0f})"
-            if cell["iterations"]
+            if cell["iterations"] and cell["kl"]["mean"] < 1e-3
             else small(cell["kl"]["mean"])
             for cell in cells
             if cell
