@@ -125,7 +125,7 @@ class Bench:
     ) -> dict[str, float]:
         """Train one arm with one seed and measure it; `rewards` as in `FilmPairs.rows`."""
         started = time.process_time()
-        with self._trained(arm, seed, rewards) as policy:
+        with self.trained(arm, seed, rewards) as policy:
             trained = time.process_time()
             with torch.no_grad():
                 logps = token_logps(policy, *self.held_out.flat(), token_budget=TOKEN_BUDGET)
@@ -137,7 +137,7 @@ class Bench:
 
     def token_rewards(self, arm: Arm, seed: int) -> list[list[float]]:
         """beta * log(pi / pi_ref) of each token of the training answers after training `arm`."""
-        with self._trained(arm, seed, None) as policy, torch.no_grad():
+        with self.trained(arm, seed, None) as policy, torch.no_grad():
             rows = self.training(seed).flat()
             ours = token_logps(policy, *rows, token_budget=TOKEN_BUDGET)
             theirs = token_logps(AdapterOff(policy), *rows, token_budget=TOKEN_BUDGET)
@@ -145,7 +145,7 @@ class Bench:
         return [(beta * (a - b)).tolist() for a, b in zip(ours, theirs, strict=True)]
 
     @contextmanager
-    def _trained(
+    def trained(
         self, arm: Arm, seed: int, rewards: Sequence[Sequence[float]] | None
     ) -> Iterator[PeftModel]:
         model, adapted = self._loaded
