@@ -100,4 +100,4 @@ def test_discopop_begins_between_a_minimum_and_a_maximum() -> None:
     slopes = [gradient(objective, m, 0.0, q=1.0)[0] for m in (-0.13, -0.11, 0.0, 0.06, 0.08)]
     assert [slope > 0 for slope in slopes] == [False, True, True, True, False]
     loss, _ = objective(pair_of([[-0.11857]], [[0.0]]))
-    assert math.isclose(loss, 0.785924, abs_tol=1e-6)
+    assert math.isclose(loss.item(), 0.785924, abs_tol=1e-6)
