@@ -61,6 +61,7 @@ def test_a_quick_run_leaves_results_figure_and_page(tmp_path: Path) -> None:
     assert [run["arm"] for run in results["runs"]] == list(ARMS)
     assert all(0 <= run["share_wrong"] <= 1 for run in results["runs"])
     page = (out / "README.md").read_text()
-    assert all(finding["claim"] in page for finding in results["findings"])
+    (findings,) = results["findings"].values()
+    assert all(finding["claim"] in page for finding in findings)
     assert (out / "figure.png").stat().st_size > 10_000
     assert len(list((out / "runs").iterdir())) == len(ARMS) + 1

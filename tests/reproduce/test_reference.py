@@ -22,7 +22,7 @@ def test_references_differ_as_they_should() -> None:
     world = World(QUICK, 0)
     zeros, _ = world.reference("none").logps(range(len(world.pairs)))
     assert all(not row.any() for row in zeros)
-    own, bare = (world.reference(arm).logps([0])[0][0] for arm in ("self", "posterior"))
+    own, bare = (world.reference(arm).logps([0])[0][0] for arm in ("self", "marginal"))
     assert len(own) == len(bare) == len(world.pairs.chosen[0])
     assert not own.equal(bare)
 

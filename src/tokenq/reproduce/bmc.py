@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -60,6 +61,7 @@ class Scale:
     pretraining: their schedule
     prompts:     prompts that the start is sampled on; its wrong answers make the pairs
     preference:  schedule of preference training
+    rates:       its learning rates; the weights and the noise of a loss act like one
     evaluations: how often accuracy and KL are measured on the way
     judged:      held-out prompts for that, and for the start's wrong answers that credit is read on
     """
@@ -70,23 +72,25 @@ class Scale:
     pretraining: Schedule
     prompts: int
     preference: Schedule
+    rates: tuple[float, ...]
     evaluations: int
     judged: int
 
     def decides(self) -> dict[str, Any]:
         """All that a single run depends on."""
         rest = asdict(self)
-        del rest["seeds"]
+        del rest["seeds"], rest["rates"]
         return {**rest, "digits": DIGITS, "beta": BETA, "delta": DELTA}
 
 
 FULL = Scale(
-    seeds=5,
+    seeds=3,
     corpus=8000,
     slip=0.1,
     pretraining=Schedule(steps=500, batch_size=32, learning_rate=3e-3),
     prompts=2400,
-    preference=Schedule(steps=120, batch_size=16, learning_rate=3e-4),
+    preference=Schedule(steps=120, batch_size=16, learning_rate=1e-4),
+    rates=(1e-4, 3e-4),
     evaluations=8,
     judged=512,
 )
@@ -97,6 +101,7 @@ QUICK = Scale(
     pretraining=Schedule(steps=8, batch_size=16, learning_rate=3e-3),
     prompts=16,
     preference=Schedule(steps=4, batch_size=8, learning_rate=1e-3),
+    rates=(1e-3,),
     evaluations=2,
     judged=16,
 )
@@ -241,98 +246,74 @@ def run(run: Run) -> Results:
     """All arms, all seeds."""
     scale = QUICK if run.arguments.quick else FULL
     scale = replace(scale, seeds=run.arguments.seeds or scale.seeds)
+    plan = [(arm, rate) for rate in scale.rates for arm in ARMS]
     starts, runs = [], []
     with progress_bar("policies trained", run.console) as progress:
-        task = progress.add_task("", total=scale.seeds * (len(ARMS) + 1))
+        task = progress.add_task("", total=scale.seeds * (len(plan) + 1))
         for seed in range(scale.seeds):
             world = World(scale, seed)
             settings = {"seed": seed, **scale.decides()}
             starts.append(run.part(f"{seed}-start", settings, lambda w=world: _start(w)))  # type: ignore[misc]
             progress.advance(task)
-            for arm in ARMS:
+            for arm, rate in plan:
+                schedule = replace(scale.preference, learning_rate=rate)
                 result = run.part(
-                    f"{seed}-{arm.replace(', ', '-')}",
-                    {**settings, "arm": arm},
-                    lambda w=world, a=arm: _trained(w, a),  # type: ignore[misc]
+                    f"{seed}-{arm.replace(', ', '-')}-{rate:g}",
+                    {**settings, "preference": asdict(schedule), "arm": arm},
+                    lambda w=world, a=arm, s=schedule: _trained(w, a, s),  # type: ignore[misc]
                 )
-                runs.append({"seed": seed, "arm": arm, **result})
+                runs.append({"seed": seed, "arm": arm, "rate": rate, **result})
                 progress.advance(task)
-    table = _table(starts, runs)
+    tables = {f"{rate:g}": _table(starts, runs, rate) for rate in scale.rates}
     return {
         "scale": asdict(scale),
         "starts": starts,
         "runs": runs,
-        "table": table,
-        "findings": _findings(table),
+        "tables": tables,
+        "findings": {rate: _findings(table) for rate, table in tables.items()},
     }
 
 
 def figure(results: Results) -> Figure:
-    """Accuracy over KL during training, and where the rewards lie."""
-    drawing = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = drawing.subplots(1, 2)
-    for arm in ARMS:
-        curves = [run["curve"] for run in results["runs"] if run["arm"] == arm]
-        kl = np.mean([[0.0, *(point["kl"] for point in curve)] for curve in curves], axis=0)
-        starts = [start["accuracy"] for start in results["starts"]]
-        accuracy = np.mean(
-            [
-                [start, *(point["accuracy"] for point in curve)]
-                for start, curve in zip(starts, curves, strict=True)
-            ],
-            axis=0,
-        )
-        left.plot(kl, accuracy, marker="o", markersize=3, label=arm)
-    left.set(
-        title="during training", xlabel="KL to the start, nats a response", ylabel="share right"
-    )
-    left.legend(fontsize=8)
-    places = np.arange(len(ARMS))
-    for offset, name, label in (
-        (-0.2, "share_wrong", "tokens to mend"),
-        (0.2, "share_first", "first wrong token"),
-    ):
-        values = [estimate(results["table"][arm][name]) for arm in ARMS]
-        means = [value["mean"] for value in values]
-        spread = [value["mean"] - (value["low"] or value["mean"]) for value in values]
-        right.bar(places + offset, means, 0.38, yerr=spread, label=label, capsize=2)
-    right.axhline(
-        estimate(results["table"]["DPO"]["tokens_wrong"])["mean"],
-        color="grey",
-        linestyle=":",
-        label="share of tokens to mend",
-    )
-    right.set_xticks(places, [arm.replace(", ", "\n") for arm in ARMS], fontsize=8)
-    right.set(title="|token reward| on held-out wrong answers", ylabel="share")
-    right.legend(fontsize=8)
+    """For each learning rate: accuracy over KL during training, and where the rewards lie."""
+    rates = results["scale"]["rates"]
+    drawing = Figure(figsize=(11, 4.2 * len(rates)), layout="constrained")
+    for row, rate in zip(drawing.subplots(len(rates), 2, squeeze=False), rates, strict=True):
+        runs = [run for run in results["runs"] if run["rate"] == rate]
+        _draw_curves(row[0], runs, results["starts"], rate)
+        _draw_credit(row[1], results["tables"][f"{rate:g}"], rate)
     return drawing
 
 
 def page(results: Results) -> str:
     """What was done, what came out, what was expected."""
-    scale, table = results["scale"], results["table"]
+    scale, tables = results["scale"], results["tables"]
     start = estimate([one["accuracy"] for one in results["starts"]])
     pairs = estimate([one["pairs"] for one in results["starts"]])
     steps = scale["preference"]["steps"]
+    measures = next(iter(tables.values()))["DPO"]
+    by_rate = "\n\n".join(
+        f"**Learning rate {rate}**\n\n{_arms_table(table)}\n\n"
+        f"{findings_table(results['findings'][rate])}"
+        for rate, table in tables.items()
+    )
     return f"""
 <!-- --8<-- [start:measured] -->
 A Llama of {results["starts"][0]["parameters"]:,} parameters sorts {DIGITS} digits and writes them
-in one of four styles (figures or words, two separators); a share of {scale["slip"]:g} of the digits
-it was trained on are wrong. Its wrong samples ({shown(pairs, 0)} a seed) are rejected; chosen is a
+in one of four styles (figures or words, two separators); {100 * scale["slip"]:g} % of the digits it
+was trained on are wrong. Its wrong samples ({shown(pairs, 0)} a seed) are rejected; chosen is a
 right answer in another style, or the rejected answer with the fewest edits that make it right (an
 exact editor, no language model). {steps} steps of {scale["preference"]["batch_size"]} pairs,
 beta {BETA:g}, delta {DELTA:g}. Means over {scale["seeds"]} seeds with 95 % intervals.
 
-{_arms_table(table)}
+Before preferences {shown(start)} of the samples are right. *At matched KL*: where a run's curve
+first reaches the largest KL that all arms of its seed and learning rate reach, and half of it.
+*Tokens to mend* and *first wrong token*: share of |log pi - log start| there, on held-out wrong
+answers; rewards of equal size would give {shown(estimate(measures["tokens_wrong"]))} and
+{shown(estimate(measures["tokens_first"]))}. *Lowest*: how often the lowest reward stands on a token
+to mend.
 
-Before preferences {shown(start)} of the samples are right. *At matched KL*: read off each run's
-curve at the largest KL that all arms of its seed reach, and at half of it. *tokens to mend* and
-*first wrong token*: share of |log pi - log start| there, on held-out wrong answers; rewards of
-equal size would give {shown(estimate(table["DPO"]["tokens_wrong"]))} and
-{shown(estimate(table["DPO"]["tokens_first"]))}. *lowest*: the lowest reward stands on a token to
-mend.
-
-{findings_table(results["findings"])}
+{by_rate}
 <!-- --8<-- [end:measured] -->
 
 Arms: {"; ".join(f"*{arm}*, {text}" for arm, text in ARMS.items())}.
@@ -347,9 +328,9 @@ Arms: {"; ".join(f"*{arm}*, {text}" for arm, text in ARMS.items())}.
 
 ## Limits
 
-One task with one obvious mistake an answer, one model size, one beta and learning rate. The edits
-are exact; an editor that is a language model also changes what was right. Weights enlarge the
-gradient of the loss, so arms differ in how far a step goes: compare them at matched KL.
+One task with about one mistake an answer, one model size, one beta. The edits are exact; an editor
+that is a language model also changes what was right. Weights enlarge the gradient of the loss, so
+arms differ in how far a step goes: compare them at matched KL.
 """
 
 
@@ -385,10 +366,9 @@ def _start(world: World) -> Results:
     }
 
 
-def _trained(world: World, arm: str) -> Results:
+def _trained(world: World, arm: str, schedule: Schedule) -> Results:
     pairs, reference, objective = _arm(world, arm)
     policy = copy.deepcopy(world.start)
-    schedule = world.scale.preference
     every = schedule.steps // world.scale.evaluations
     curve = []
     seed = world.draw(6).randrange(2**31)
@@ -422,9 +402,14 @@ def _marked(pairs: Pairs) -> Pairs:
     )
 
 
-def _table(starts: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> _Table:
-    """For every arm: name of a measure -> one value a seed."""
-    by_seed = [[one for one in runs if one["seed"] == seed] for seed in range(len(starts))]
+def _table(
+    starts: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], rate: float
+) -> _Table:
+    """For every arm at a learning rate: name of a measure -> one value a seed."""
+    by_seed = [
+        [one for one in runs if (one["seed"], one["rate"]) == (seed, rate)]
+        for seed in range(len(starts))
+    ]
     reached = [
         max(0.0, min(max(point["kl"] for point in run["curve"]) for run in seed))
         for seed in by_seed
@@ -506,6 +491,44 @@ def _findings(table: _Table) -> list[Finding]:
             "share of reward there",
         ),
     ]
+
+
+def _draw_curves(
+    axis: Axes,
+    runs: Sequence[Mapping[str, Any]],
+    starts: Sequence[Mapping[str, Any]],
+    rate: float,
+) -> None:
+    """Mean accuracy over mean KL; both at the same steps."""
+    for arm in ARMS:
+        curves = [run["curve"] for run in runs if run["arm"] == arm]
+        kl = np.mean([[point["kl"] for point in curve] for curve in curves], axis=0)
+        accuracy = np.mean([[point["accuracy"] for point in curve] for curve in curves], axis=0)
+        start = float(np.mean([one["accuracy"] for one in starts]))
+        axis.plot([0.0, *kl], [start, *accuracy], marker="o", markersize=3, label=arm)
+    axis.set(
+        title=f"during training, learning rate {rate:g}",
+        xlabel="KL to the start, nats a response",
+        ylabel="share right",
+    )
+    axis.legend(fontsize=8)
+
+
+def _draw_credit(axis: Axes, table: _Table, rate: float) -> None:
+    places = np.arange(len(ARMS))
+    for offset, name, label in (
+        (-0.2, "share_wrong", "tokens to mend"),
+        (0.2, "share_first", "first wrong token"),
+    ):
+        values = [estimate(table[arm][name]) for arm in ARMS]
+        means = [value["mean"] for value in values]
+        spread = [0.0 if v["low"] is None else v["mean"] - v["low"] for v in values]
+        axis.bar(places + offset, means, 0.38, yerr=spread, label=label, capsize=2)
+    equal = estimate(table["DPO"]["tokens_wrong"])["mean"]
+    axis.axhline(equal, color="grey", linestyle=":", label="share of tokens to mend")
+    axis.set_xticks(places, [arm.replace(", ", "\n") for arm in ARMS], fontsize=8)
+    axis.set(title=f"|token reward|, held-out wrong answers, {rate:g}", ylabel="share")
+    axis.legend(fontsize=8)
 
 
 def _arms_table(table: _Table) -> str:

@@ -39,7 +39,7 @@ from tokenq.reproduce.synthetic.policies import Ids, sample, scores, sums, tiny_
 ARMS = {
     "self": "the policy's own start",
     "none": "no reference: log-probability 0 for every token",
-    "posterior": "the start without the prompt, p(y): the reward is p(x|y)",
+    "marginal": "the start without the prompt, p(y): the reward is p(x|y)",
     "strong": "a model trained on skilled texts of the same format",
     "strong, other format": "a model trained on equally skilled texts of another format",
     "averaged": "the start, moved towards the policy every 16 steps (TR-DPO)",
@@ -48,7 +48,7 @@ SWEEP = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 BETAS: dict[str, tuple[float, ...]] = {
     "self": SWEEP,
     "none": (100.0, 10.0, 1.0, 0.1, 0.01),
-    "posterior": (1.0, 0.3, 0.1),
+    "marginal": (1.0, 0.3, 0.1),
     "strong": (10.0, 3.0, 1.0, 0.3, 0.1),
     "strong, other format": (10.0, 3.0, 1.0, 0.3, 0.1),
     "averaged": (1.0, 0.3, 0.1),
@@ -178,7 +178,7 @@ class World:
         if arm == "none":
             sides = ([torch.zeros(len(ids)) for ids in side] for side in _sides(pairs))
             return FixedReference(*sides)
-        if arm == "posterior":
+        if arm == "marginal":
             bare = [[clauses.BOS] for _ in pairs.prompts]
             return FixedReference.of(self.start, Pairs(bare, pairs.chosen, pairs.rejected))
         return FixedReference.of(self.strong if arm == "strong" else self.strong_inverted, pairs)
@@ -499,8 +499,8 @@ def _findings(table: _Table, models: Sequence[Mapping[str, Any]]) -> list[Findin
         ),
         finding(
             "the likelihood reward p(x given y) is weaker than DPO's own",
-            "quality with self - with posterior, each at its best beta",
-            _minus(best("self"), best("posterior")),
+            "quality with self - with marginal, each at its best beta",
+            _minus(best("self"), best("marginal")),
         ),
         finding(
             "a stronger reference of the same format helps",

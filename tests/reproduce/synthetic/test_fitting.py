@@ -36,7 +36,7 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
 
 def test_supervised_training_is_learned_and_repeatable() -> None:
     prompts, responses = PAIRS.prompts * 4, PAIRS.chosen * 4
-    schedule = Schedule(steps=60, batch_size=8, learning_rate=1e-2)
+    schedule = Schedule(steps=40, batch_size=8, learning_rate=1e-2)
     models = [tiny_policy(VOCABULARY, 0) for _ in range(2)]
     for model in models:
         fit_responses(model, prompts, responses, schedule, 5)
