@@ -99,6 +99,13 @@ def test_smallest_correct_is_correct_and_minimal(chosen, rejected, wanted):
         assert not is_correct("", rejected if less is None else less)
 
 
+def test_smallest_correct_asks_again_after_each_edit_given_up():
+    # Without its first edit the answer is right only once the second is gone as well.
+    right = {"a1 and b1 and c1", "a1 and b0 and c1", "a0 and b0 and c1"}
+    editor = SmallestCorrect(lambda prompt, answer: answer in right)
+    assert editor("", "a1 and b1 and c1", "a0 and b0 and c0") == "a0 and b0 and c1"
+
+
 def test_bridged_rows_keep_where_they_come_from():
     editor = SmallestCorrect(lambda prompt, answer: "8" not in answer)
     same = PAIR | {"rejected": "It is 7.", "note": "kept"}
