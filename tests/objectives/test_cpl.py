@@ -7,7 +7,16 @@ import torch
 from objective_batches import HOSTILE, assert_finite, batch_for, random_pair, random_ranked
 from torch import Tensor
 
-from tokenq.objectives import CPL, DPO, CPLRanked, PairLogps, RankedLogps, ResponseLogps
+from tokenq.objectives import (
+    CPL,
+    DPO,
+    CPLPlackettLuce,
+    CPLRanked,
+    PairLogps,
+    PlackettLuce,
+    RankedLogps,
+    ResponseLogps,
+)
 
 IN_DATA, NEARLY, OUTSIDE = (0.5, 0.5, 0.0), (0.49, 0.49, 0.02), (0.1, 0.1, 0.8)
 
@@ -104,8 +113,34 @@ def test_a_ranking_of_two_is_a_pair() -> None:
     assert ranked.weight(batch) == len(batch.pairs())
 
 
+def test_a_ranking_as_choices_by_hand() -> None:
+    """Scores -1, -2, -3 with ranks 1, 0, 2: -2 over both, then -1 over -3."""
+    logps = torch.tensor([[-1.0], [-2.0], [-3.0]]).double()
+    answers = ResponseLogps(logps, torch.ones_like(logps, dtype=torch.bool))
+    batch = RankedLogps(answers, torch.tensor([[1, 0, 2]]))
+    objective = CPLPlackettLuce(cpl_alpha=1.0, contrastive_bias=0.5, bc_coef=2.0)
+    first = math.log(1 + math.exp(2 - 0.5) + math.exp(2 - 1.5))
+    second = math.log(1 + math.exp(1 - 1.5))
+    loss, metrics = objective(batch)
+    assert loss.item() == pytest.approx(first + second + 2.0 * 2.0)
+    assert metrics["rewards/accuracies"].item() == pytest.approx(2 / 3)
+    assert objective.weight(batch) == 1
+
+
+def test_choices_among_two_are_pairs_and_without_bias_a_plackett_luce_law() -> None:
+    logps, reference = -torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    answers = ResponseLogps(logps, torch.ones_like(logps, dtype=torch.bool), reference)
+    pair = RankedLogps(answers, torch.tensor([[0, 1], [1, 0], [0, 1]]))
+    for objective in (CPLPlackettLuce(), CPLPlackettLuce(cpl_form="cpl_kl")):
+        same = CPL(cpl_form=objective.cpl_form)
+        torch.testing.assert_close(objective(pair)[0], same(pair.pairs())[0])
+    lists = random_ranked()
+    ours = CPLPlackettLuce(cpl_alpha=0.3, contrastive_bias=1.0, cpl_form="cpl_kl")
+    torch.testing.assert_close(ours(lists)[0], PlackettLuce(beta=0.3)(lists)[0])
+
+
 @pytest.mark.parametrize("case", HOSTILE)
-@pytest.mark.parametrize("objective", [CPL, CPLRanked])
+@pytest.mark.parametrize("objective", [CPL, CPLRanked, CPLPlackettLuce])
 def test_every_term_is_finite(objective: type, case: str) -> None:
     everything = objective(discount=0.5, bc_coef=1.0, cpl_form="cpl_kl")
     assert_finite(everything, batch_for(everything, HOSTILE[case]))

@@ -16,7 +16,7 @@ from tokenq.objectives.batch import (
 from tokenq.objectives.bco import BCO
 from tokenq.objectives.bco_pair import BCOPair
 from tokenq.objectives.bmc import BMC
-from tokenq.objectives.cpl import CPL, CPLRanked
+from tokenq.objectives.cpl import CPL, CPLPlackettLuce, CPLRanked
 from tokenq.objectives.cpo import CPO
 from tokenq.objectives.discopop import DiscoPOP
 from tokenq.objectives.dmpo import DMPO
@@ -78,6 +78,7 @@ OBJECTIVES: dict[str, type] = {
     "bmc": BMC,
     "cpl": CPL,
     "cpl_ranked": CPLRanked,
+    "cpl_plackett_luce": CPLPlackettLuce,
     "dmpo": DMPO,
     "implicit_prm": ImplicitPRM,
     "q_rm": QRM,
@@ -110,6 +111,7 @@ __all__ = [
     "APOZeroUnpaired",
     "AlphaPO",
     "BCOPair",
+    "CPLPlackettLuce",
     "CPLRanked",
     "DiscoPOP",
     "Hinge",

@@ -20,6 +20,12 @@ from tokenq.objectives.base import (
     reward_metrics,
 )
 from tokenq.objectives.batch import PairLogps, RankedLogps, ResponseLogps
+from tokenq.objectives.ranking import (
+    better_than,
+    mean_over_lists,
+    number_of_lists,
+    ranked_reward_metrics,
+)
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,45 @@ class CPLRanked(Contrast):
         return batch.answers.logps.new_tensor(len(batch.pair_indices()[0]))
 
 
+@dataclass(frozen=True)
+class CPLPlackettLuce(Contrast):
+    """CPL over rankings as one choice after another: the paper's ranking form, biased as its pairs.
+
+    With the score S of CPL, the loss of a list whose segments are numbered from the best is
+
+        -sum_k log( exp(S_k) / (exp(S_k) + sum_{j > k} exp(contrastive_bias * S_j)) )
+
+    which for two segments is the loss of CPL. The paper writes it without bias; with one it is
+    reconstructed so that lists of two agree with eq. 6. Ties and absent segments are treated as in
+    `PlackettLuce`. The mean is over lists that order anything; the BC term is the mean
+    log-probability of a step of the list's segments.
+
+    cpl_alpha:        temperature alpha of the advantage, > 0
+    contrastive_bias: factor on the scores that a segment is chosen over, in [0, 1]
+    discount:         discount of a step, in [0, 1]
+    bc_coef:          weight of the likelihood of the segments, >= 0
+    cpl_form:         cpl, or cpl_kl against a reference
+    """
+
+    kind: ClassVar[Literal["ranked"]] = "ranked"
+
+    def __call__(self, batch: RankedLogps) -> tuple[Tensor, Metrics]:
+        scores = batch.per_answer(self.score(batch.answers))
+        better = better_than(batch.ranks)
+        rivals = self.contrastive_bias * scores[:, None, :] - scores[:, :, None]
+        rivals = torch.where(better, rivals, -torch.inf)
+        itself = torch.zeros_like(scores)[:, :, None]
+        choices = torch.cat([itself, rivals], dim=-1).logsumexp(-1)
+        losses = choices.sum(-1)
+        if self.bc_coef:
+            losses = losses - self.bc_coef * _mean_log_prob_of_lists(batch)
+        return mean_over_lists(losses, batch), ranked_reward_metrics(scores, batch)
+
+    def weight(self, batch: RankedLogps) -> Tensor:
+        """Number of lists that compare something."""
+        return number_of_lists(batch)
+
+
 def discounts(mask: Tensor, discount: float, dtype: torch.dtype) -> Tensor:
     """Return [B, T] `discount ** t`, t the number of unmasked steps before; the mask is bool."""
     before = (mask.cumsum(-1) - 1).clamp_min(0).to(dtype)
@@ -139,3 +184,12 @@ def _mean_log_prob(pairs: PairLogps) -> Tensor:
     total = sum((side.log_probs.sum(-1) for side in sides), pairs.chosen.new_zeros(()))
     length = sum((side.lengths for side in sides), pairs.chosen.new_zeros(()))
     return total / length.clamp_min(1)
+
+
+def _mean_log_prob_of_lists(batch: RankedLogps) -> Tensor:
+    """Mean log-probability of the steps of all segments of a list that orders anything: [B]."""
+    answers = batch.answers
+    total = batch.per_answer(answers.log_probs.sum(-1)).sum(-1)
+    length = batch.per_answer(answers.lengths).sum(-1).clamp_min(1)
+    ordered = better_than(batch.ranks).any(-1).any(-1)
+    return torch.where(ordered, total / length, torch.zeros_like(total))
