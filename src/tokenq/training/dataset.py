@@ -91,7 +91,7 @@ def prepare_split(
         source = _prepare(source, tokenizer, args, mixture)
     prepared = source if isinstance(source, Prepared) else None
     if prepared is not None and "edits" in mixture.needs and _lacks_edits(prepared):
-        prepared = add_edits(prepared, stop_word_ids(tokenizer))
+        prepared = add_edits(prepared, stop_word_ids(tokenizer), num_proc=args.dataset_num_proc)
     dataset = source if prepared is None else prepared.dataset
     kind = _tokenised_kind(dataset, name) if prepared is None else prepared.kind
     mixture.check_data(kind, name)
