@@ -36,8 +36,8 @@ from tokenq.reproduce.statistics import estimate
 
 Cell = dict[str, Any]
 
-TUNING_SEEDS = range(1000, 1002)
-"""Problems that only the step size is chosen on."""
+FIRST_TUNING_SEED = 1000
+"""From it on are the problems that only the step size is chosen on."""
 QUICK_ROWS = ("RDA", "dpo", "ipo")
 
 
@@ -62,8 +62,13 @@ def loss_of(target: Target, name: str, tau: float) -> tuple[PopulationLoss, bool
 # One row of the table
 
 
-def measure(name: str, seeds: int, tuning: int, iterations: int, taus: Sequence[float]) -> Results:
-    """Tune the step on other problems, descend on `seeds` problems, for every cell of a row."""
+def measure(
+    name: str, seeds: int, tuning: tuple[int, int], iterations: int, taus: Sequence[float]
+) -> Results:
+    """Tune the step on other problems, descend on `seeds` problems, for every cell of a row.
+
+    tuning: number of problems and of iterations to choose the step by
+    """
     return {
         "cells": [
             cell for tau in taus for cell in _at_temperature(name, tau, seeds, tuning, iterations)
@@ -72,7 +77,7 @@ def measure(name: str, seeds: int, tuning: int, iterations: int, taus: Sequence[
 
 
 def _at_temperature(
-    name: str, tau: float, seeds: int, tuning: int, iterations: int
+    name: str, tau: float, seeds: int, tuning: tuple[int, int], iterations: int
 ) -> Iterator[Cell]:
     target = TARGETS[name]
     loss, informed = loss_of(target, name, tau)
@@ -83,9 +88,10 @@ def _at_temperature(
         goal = (every if informed else every.without_reference()).target.log()
         return every, goal
 
-    bandit, goal = problems(TUNING_SEEDS)
-    groups = torch.arange(len(cells)).repeat_interleave(len(TUNING_SEEDS))
-    steps = tuned(loss, bandit, groups, GRID, tuning, goal)
+    others, trials = tuning
+    bandit, goal = problems(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + others))
+    groups = torch.arange(len(cells)).repeat_interleave(others)
+    steps = tuned(loss, bandit, groups, GRID, trials, goal)
     bandit, goal = problems(range(seeds))
     run = descend(loss, bandit, steps.repeat_interleave(seeds), iterations, goal)
     curvature = targets.rate(loss, run.log_policy, bandit)
@@ -260,12 +266,12 @@ def _run(run: Run) -> Results:
 def row(run: Run, name: str) -> Results:
     """The part of a run that measures one row of the table."""
     seeds = run.arguments.seeds
-    tuning, iterations = 80, 400
+    tuning, iterations = (2, 80), 400
     taus: Sequence[float] = TAUS
     if name in APPROXIMATIONS or name == "dpo":
-        tuning, iterations = 300, 3000
+        tuning, iterations = (8, 300), 3000
     if run.arguments.quick:
-        tuning, iterations, taus = 40, 120, TAUS[2:3]
+        tuning, iterations, taus = (2, 40), 120, TAUS[2:3]
     settings = {
         "seeds": seeds,
         "tuning": tuning,
