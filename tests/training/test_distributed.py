@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_training import pairs, save_model, tiny_llama, write_jsonl
 from transformers import AutoModelForCausalLM
 
@@ -143,3 +144,22 @@ def test_a_sharded_run_resumes(folder: Path, alone: tuple[list[dict[str, Any]], 
     losses = [line["loss"] for line in log if "loss" in line]
     expected = [line["loss"] for line in alone[0] if "loss" in line]
     assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_moving_reference_moves_alike_where_weights_are_sharded(folder: Path) -> None:
+    arguments = ["--max_steps", "3", "--eval_strategy", "no", "--save_steps", "3"]
+    arguments += ["--sync_ref_model", "true", "--ref_model_sync_steps", "1"]
+    logs = [
+        train(folder, name, launcher, *arguments, "--per_device_train_batch_size", rows)[0]
+        for name, launcher, rows in (("moving", [], "4"), ("moving-sharded", FSDP2, "2"))
+    ]
+    ours, theirs = ([line["loss"] for line in log if "loss" in line] for log in logs)
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    expected, found = (
+        load_file(folder / name / "checkpoint-3" / "reference.safetensors")
+        for name in ("moving", "moving-sharded")
+    )
+    start = load_file(folder / "reference" / "model.safetensors")
+    for key, weight in expected.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=2e-4, msg=key)
+        assert not torch.allclose(weight, start[key], atol=1e-2), key
