@@ -49,8 +49,8 @@ BETAS: dict[str, tuple[float, ...]] = {
     "self": SWEEP,
     "none": (100.0, 10.0, 1.0, 0.1, 0.01),
     "marginal": (1.0, 0.3, 0.1),
-    "strong": (10.0, 3.0, 1.0, 0.3, 0.1),
-    "strong, other format": (10.0, 3.0, 1.0, 0.3, 0.1),
+    "strong": (100.0, 10.0, 3.0, 1.0, 0.3, 0.1),
+    "strong, other format": (100.0, 10.0, 3.0, 1.0, 0.3, 0.1),
     "averaged": (1.0, 0.3, 0.1),
 }
 MOST_TOKENS = 16 * clauses.CLAUSE
@@ -435,12 +435,14 @@ def _findings(table: _Table, models: Sequence[Mapping[str, Any]]) -> list[Findin
         own, other = table.best_betas("self"), table.best_betas(arm)
         return [math.log10(b / a) for a, b in zip(own, other, strict=True)]
 
-    start = [seed["start"]["quality"] for seed in models]
+    def start(name: str) -> list[float]:
+        return [seed["start"][name] for seed in models]
+
     return [
         finding(
             "DPO improves on its start",
             "quality at the best beta - quality of the start",
-            _minus(best("self"), start),
+            _minus(best("self"), start("quality")),
         ),
         finding(
             "inverted U: a large beta holds the policy back",
@@ -478,7 +480,12 @@ def _findings(table: _Table, models: Sequence[Mapping[str, Any]]) -> list[Findin
             _minus(of("other_change", smallest), of("eos_change", smallest)),
         ),
         finding(
-            "texts grow longer the smaller beta",
+            "texts grow longer, though length is worth nothing",
+            "tokens at the best beta - tokens of the start",
+            _minus(best("self", "length"), start("length")),
+        ),
+        finding(
+            "and the longer the smaller beta",
             f"tokens at {smallest:g} - at {largest:g}",
             _minus(of("length", smallest), of("length", largest)),
         ),
