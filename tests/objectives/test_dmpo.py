@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from objective_batches import random_pair
 
+from tokenq.mdp import PrefixTree, TokenMDP, bradley_terry, expected_pair_loss, uniform_pairs
+from tokenq.mdp.arrays import log_sum_exp
 from tokenq.objectives import DMPO, DPO, PairLogps, StepFeatures
 from tokenq.objectives.dmpo import turn_weights
 
@@ -63,6 +66,38 @@ def test_one_turn_alone_is_dpo() -> None:
     for gamma in (0.3, 1.0):
         batch = pair([0, 0, 0, -1], [0, 0])
         torch.testing.assert_close(DMPO(dmpo_gamma=gamma)(batch)[0], DPO()(batch)[0])
+
+
+def test_turns_converge_to_a_policy_of_a_temperature_each() -> None:
+    """Three turns of one token, Bradley-Terry labels: the policy that is optimal when turn j has
+    the temperature beta * phi(j, 3), made from the last turn back."""
+    tree, beta, gamma = PrefixTree(vocabulary=2, horizon=3), 0.6, 0.5
+    mdp = TokenMDP.random(tree, np.random.default_rng(0))
+    phi = np.repeat([1, 3 / 7, 1 / 7], [1, 2, 4])  # of each state, by its level
+    step = mdp.reward / beta / phi[:, None] + mdp.ref_logps
+    value = tree.backward(
+        lambda level, following: (
+            beta * phi[level] * log_sum_exp(step[level] + following / beta / phi[level, None])
+        ),
+        (),
+    )
+    law = step + (tree.next_values(value) - value[:, None]) / beta / phi[:, None]
+    np.testing.assert_allclose(np.exp(law).sum(-1), 1)
+    features = StepFeatures(segments=torch.arange(3)[None])
+
+    def slope(gamma: float) -> float:
+        def loss(*sides: torch.Tensor) -> torch.Tensor:
+            return DMPO(beta, gamma)(PairLogps(*sides, features, features))[0]
+
+        policy = torch.tensor(law, requires_grad=True)
+        expected = expected_pair_loss(
+            loss, tree, policy.log_softmax(-1), torch.tensor(mdp.ref_logps),
+            torch.tensor(bradley_terry(mdp.returns)), uniform_pairs(tree),
+        )  # fmt: skip
+        return float(torch.autograd.grad(expected, policy)[0].abs().max())
+
+    assert slope(gamma) < 1e-14
+    assert slope(0.7) > 1e-3
 
 
 def test_thousands_of_turns_are_finite() -> None:
