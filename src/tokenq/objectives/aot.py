@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from tokenq.objectives.base import require_label_smoothing
+from tokenq.objectives.base import require_label_smoothing, smoothed_sigmoid
 from tokenq.objectives.batch import PairLogps
 from tokenq.objectives.pairwise import Pairwise
 
@@ -53,9 +52,7 @@ class AOT(Pairwise):
 
     def losses(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the loss [B] of pairs of quantiles of what is to be larger and smaller."""
-        margin = self.beta * (chosen - rejected)
-        e = self.label_smoothing
-        return -(1 - e) * logsigmoid(margin) - e * logsigmoid(-margin)
+        return smoothed_sigmoid(self.beta * (chosen - rejected), self.label_smoothing)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 Metrics = dict[str, Tensor]
 Kind = Literal["sft", "preference", "unpaired", "ranked"]
@@ -63,6 +64,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def batch_mean(values: Tensor) -> Tensor:
     """Mean of [N] terms, 0-dim; 0 where there are none."""
     return values.sum() / max(1, values.numel())
+
+
+def smoothed_sigmoid(logit: Tensor, label_smoothing: float) -> Tensor:
+    """`-(1-e) log sigmoid(logit) - e log sigmoid(-logit)`: labels flipped with probability e.
+
+    Any shape.
+    """
+    kept = (1 - label_smoothing) * logsigmoid(logit)
+    return -kept - label_smoothing * logsigmoid(-logit)
 
 
 def reward_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from tokenq.objectives.base import require_label_smoothing
+from tokenq.objectives.base import require_label_smoothing, smoothed_sigmoid
 from tokenq.objectives.pairwise import DivergencePairwise
 
 
@@ -34,6 +33,4 @@ class DPO(DivergencePairwise):
 
     def losses(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the loss [B] of pairs whose responses have these scores [B]."""
-        margin = self.beta * (chosen - rejected)
-        e = self.label_smoothing
-        return -(1 - e) * logsigmoid(margin) - e * logsigmoid(-margin)
+        return smoothed_sigmoid(self.beta * (chosen - rejected), self.label_smoothing)

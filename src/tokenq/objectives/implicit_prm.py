@@ -19,8 +19,8 @@ from tokenq.objectives.unpaired import (
 class ImplicitPRM:
     """Cross-entropy of right and wrong answers, with the log-ratio as the logit.
 
-    With the outcome reward `r(y) = beta sum_t log pi(a_t|s_t) - log pi_ref(a_t|s_t)` and the label
-    l of a response, 1 for right, the loss is
+    With the outcome reward `r(y) = beta sum_t (log pi(a_t|s_t) - log pi_ref(a_t|s_t))` and the
+    label l of a response, 1 for right, the loss is
 
         -( l log sigmoid(r(y)) + (1 - l) log(1 - sigmoid(r(y))) )
 

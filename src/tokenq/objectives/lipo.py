@@ -2,25 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tokenq.objectives.base import REFERENCE, Metrics, Need, require_positive
-from tokenq.objectives.batch import RankedLogps
-from tokenq.objectives.ranking import (
-    better_than,
-    list_rewards,
-    mean_over_lists,
-    number_of_lists,
-    ranked_reward_metrics,
-)
+from tokenq.objectives.ranking import Listwise, better_than
 
 
 @dataclass(frozen=True)
-class LiPO:
+class LiPO(Listwise):
     """Sigmoid loss over all pairs of a list, with the lambda weights of learning to rank.
 
     With `r_k = beta * sum_t (log pi(a_t|s_t) - log pi_ref(a_t|s_t))`, the loss of a list is
@@ -41,30 +32,15 @@ class LiPO:
 
     The mean is over lists that rank at least one answer above another. With two answers every pair
     has the same lambda, 1 / log 2 - 1 / log 3 = 0.53: DPO up to that factor.
-
-    beta: strength of the KL constraint, > 0; rewards are in nats times beta
     """
-
-    kind: ClassVar[Literal["ranked"]] = "ranked"
-    couples_rows: ClassVar[bool] = False
-    needs: ClassVar[frozenset[Need]] = REFERENCE
 
     beta: float = 0.05
 
-    def __post_init__(self) -> None:
-        require_positive(beta=self.beta)
-
-    def __call__(self, batch: RankedLogps) -> tuple[Tensor, Metrics]:
-        rewards = list_rewards(batch, self.beta)
-        better = better_than(batch.ranks)
+    def losses(self, rewards: Tensor, ranks: Tensor) -> Tensor:
+        """Return the loss [B] of lists with these rewards and ranks [B, K]."""
         ahead = rewards[:, None, :] - rewards[:, :, None]
-        lambdas = swap_gains(rewards, batch.ranks)
-        losses = torch.where(better, -lambdas * logsigmoid(-ahead), 0).sum((-1, -2))
-        return mean_over_lists(losses, batch), ranked_reward_metrics(rewards, batch)
-
-    def weight(self, batch: RankedLogps) -> Tensor:
-        """Number of lists that compare something."""
-        return number_of_lists(batch)
+        weighted = -swap_gains(rewards, ranks) * logsigmoid(-ahead)
+        return torch.where(better_than(ranks), weighted, 0).sum((-1, -2))
 
 
 def swap_gains(rewards: Tensor, ranks: Tensor) -> Tensor:

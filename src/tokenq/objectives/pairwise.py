@@ -29,8 +29,8 @@ WEIGHTED: frozenset[Need] = frozenset({"reference", "collision"})
 class Pairwise(ABC):
     """Mean over pairs of `losses(chosen, rejected)`, a function of two log-ratios in nats.
 
-    The log-ratio of a response is `sum_t log pi(a_t|s_t) - log pi_ref(a_t|s_t)`. Metrics are those
-    of the reward `beta * log-ratio`, whatever the loss makes of it (as in TRL).
+    The log-ratio of a response is `sum_t (log pi(a_t|s_t) - log pi_ref(a_t|s_t))`. Metrics are
+    those of the reward `beta * log-ratio`, whatever the loss makes of it (as in TRL).
 
     beta:          strength of the KL constraint, > 0; rewards are in nats times beta
     ld_alpha:      weight in [0, 1] of tokens beyond the length of the pair's shorter response

@@ -24,7 +24,7 @@ class QRM:
     With the raw logit `Z(s, a)` of the taken token and `z(y) = (1/|y|) sum_t Z(s_t, a_t)`, the loss
     of a pair is
 
-        -log sigmoid( beta * (z(chosen) - z(rejected)) - gamma )
+        -log sigmoid( beta * (z(chosen) - z(rejected)) - q_rm_gamma )
 
     "Discriminative Policy Optimization for Token-Level Reward Models" (arXiv 2505.23363), the form
     of its released code. The softmax of Z is a discriminative policy; the paper shows that the

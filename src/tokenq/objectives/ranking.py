@@ -1,13 +1,51 @@
-"""What list-wise objectives share: who is compared with whom, and the odds of being first.
+"""What list-wise objectives share: a mean over lists, who is compared, the odds of being first.
 
 A tie is a missing comparison: answers of equal rank never meet. An absent answer meets none.
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 
-from tokenq.objectives.base import Metrics, reward_metrics
+from tokenq.objectives.base import REFERENCE, Metrics, Need, require_positive, reward_metrics
 from tokenq.objectives.batch import RankedLogps
+
+
+@dataclass(frozen=True)
+class Listwise(ABC):
+    """Mean of `losses(rewards, ranks)` over the lists that rank any answer above another.
+
+    A subclass says in `losses` what it makes of the implicit rewards of a list; that is its whole
+    equation.
+
+    beta: strength of the KL constraint, > 0; rewards are in nats times beta
+    """
+
+    kind: ClassVar[Literal["ranked"]] = "ranked"
+    couples_rows: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = REFERENCE
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_positive(beta=self.beta)
+
+    def __call__(self, batch: RankedLogps) -> tuple[Tensor, Metrics]:
+        """Return the mean loss of the lists and the metrics of all their pairs."""
+        rewards = list_rewards(batch, self.beta)
+        loss = mean_over_lists(self.losses(rewards, batch.ranks), batch)
+        return loss, ranked_reward_metrics(rewards, batch)
+
+    @abstractmethod
+    def losses(self, rewards: Tensor, ranks: Tensor) -> Tensor:
+        """Return the loss [B] of lists, 0 where nothing is compared; rewards and ranks [B, K]."""
+
+    def weight(self, batch: RankedLogps) -> Tensor:
+        """Number of lists that compare something."""
+        return number_of_lists(batch)
 
 
 def list_rewards(batch: RankedLogps, beta: float) -> Tensor:

@@ -6,9 +6,14 @@ SimPO, CPO, ORPO and TPO are built from these; the objectives themselves live in
 from typing import Literal
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid, relu
+from torch.nn.functional import relu
 
-from tokenq.objectives.base import masked_mean, require_label_smoothing, require_one_of
+from tokenq.objectives.base import (
+    masked_mean,
+    require_label_smoothing,
+    require_one_of,
+    smoothed_sigmoid,
+)
 from tokenq.objectives.batch import ResponseLogps
 
 Form = Literal["sigmoid", "hinge", "ipo"]
@@ -42,12 +47,6 @@ def margin_losses(margin: Tensor, form: Form, beta: float, label_smoothing: floa
     if form == "ipo":
         return (margin - 1 / (2 * beta)) ** 2
     return smoothed_sigmoid(beta * margin, label_smoothing)
-
-
-def smoothed_sigmoid(logit: Tensor, label_smoothing: float) -> Tensor:
-    """`-(1-e) log sigmoid(logit) - e log sigmoid(-logit)`: labels flipped with probability e."""
-    kept = (1 - label_smoothing) * logsigmoid(logit)
-    return -kept - label_smoothing * logsigmoid(-logit)
 
 
 def require_form(forms: tuple[str, ...], label_smoothing: float, **values: str) -> None:

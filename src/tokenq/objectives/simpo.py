@@ -15,10 +15,11 @@ from tokenq.objectives.base import (
     require_not_negative,
     require_positive,
     reward_metrics,
+    smoothed_sigmoid,
 )
-from tokenq.objectives.batch import PairLogps
+from tokenq.objectives.batch import PairLogps, ResponseLogps
 from tokenq.objectives.f_divergence import divergence_score
-from tokenq.objectives.reference_free import mean_log_prob, smoothed_sigmoid
+from tokenq.objectives.reference_free import mean_log_prob
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ class SimPO:
         require_label_smoothing(self.label_smoothing)
 
     def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
-        chosen = self.beta * mean_log_prob(batch.chosen_side)
-        rejected = self.beta * mean_log_prob(batch.rejected_side)
+        chosen, rejected = self.reward(batch.chosen_side), self.reward(batch.rejected_side)
         logits = chosen - rejected - self.simpo_gamma
         loss = batch_mean(smoothed_sigmoid(logits, self.label_smoothing))
         return loss, reward_metrics(chosen, rejected)
+
+    def reward(self, side: ResponseLogps) -> Tensor:
+        """Return the reward [B] of each response, beta included."""
+        return self.beta * mean_log_prob(side)
 
     def weight(self, batch: PairLogps) -> Tensor:
         """Number of pairs."""
@@ -66,7 +70,7 @@ class SimPO:
 
 
 @dataclass(frozen=True)
-class AlphaPO:
+class AlphaPO(SimPO):
     """SimPO with another shape of the reward: a power of the probability in place of its log.
 
     With the length-normalised probability `p(y) = exp((1/|y|) sum_t log pi(a_t|s_t))`,
@@ -84,38 +88,22 @@ class AlphaPO:
     stay finite; below, loss and gradients are those of the paper and of TRL's CPO with
     `loss_type="alphapo"`. TRL also lets alpha act on the other losses of CPO; here it does not.
 
-    beta:            scale of the reward, > 0
-    alpha:           shape of AlphaPO's reward, any finite number; 0 is SimPO
-    simpo_gamma:     margin to reach, >= 0, in units of the reward (beta included)
-    label_smoothing: in [0, 0.5)
+    beta:  scale of the reward, > 0
+    alpha: shape of AlphaPO's reward, any finite number; 0 is SimPO
     """
 
-    kind: ClassVar[Literal["preference"]] = "preference"
-    couples_rows: ClassVar[bool] = False
-    needs: ClassVar[frozenset[Need]] = NOTHING
-
     beta: float = 2.5
-    alpha: float = 0.25
     simpo_gamma: float = 0.1
-    label_smoothing: float = 0.0
+    alpha: float = 0.25
 
     def __post_init__(self) -> None:
-        require_positive(beta=self.beta)
+        super().__post_init__()
         if not math.isfinite(self.alpha):
             raise ValueError(f"alpha must be a finite number, got {self.alpha}")
-        require_not_negative(simpo_gamma=self.simpo_gamma)
-        require_label_smoothing(self.label_smoothing)
 
-    def __call__(self, batch: PairLogps) -> tuple[Tensor, Metrics]:
-        chosen = self.beta * shaped_reward(mean_log_prob(batch.chosen_side), self.alpha)
-        rejected = self.beta * shaped_reward(mean_log_prob(batch.rejected_side), self.alpha)
-        logits = chosen - rejected - self.simpo_gamma
-        loss = batch_mean(smoothed_sigmoid(logits, self.label_smoothing))
-        return loss, reward_metrics(chosen, rejected)
-
-    def weight(self, batch: PairLogps) -> Tensor:
-        """Number of pairs."""
-        return batch.chosen.new_tensor(len(batch))
+    def reward(self, side: ResponseLogps) -> Tensor:
+        """Return the reward [B] of each response, beta included."""
+        return self.beta * shaped_reward(mean_log_prob(side), self.alpha)
 
 
 def shaped_reward(log_prob: Tensor, alpha: float) -> Tensor:

@@ -21,7 +21,7 @@ from tokenq.objectives.bradley_terry import BradleyTerry
 class TDPO(BradleyTerry):
     """DPO whose margin also counts how far the policy has moved along each response.
 
-    With `u(y) = sum_t log pi(a_t|s_t) - log pi_ref(a_t|s_t)` and the sequential KL divergence
+    With `u(y) = sum_t (log pi(a_t|s_t) - log pi_ref(a_t|s_t))` and the sequential KL divergence
     `D(y) = sum_t KL(pi_ref(.|s_t) || pi(.|s_t))`, the loss of a pair is
 
         -log sigmoid( beta * ( u(chosen) - u(rejected) - delta ) )

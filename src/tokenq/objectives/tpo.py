@@ -13,6 +13,7 @@ from tokenq.objectives.base import (
     require_not_negative,
     require_positive,
     reward_metrics,
+    smoothed_sigmoid,
 )
 from tokenq.objectives.batch import RankedLogps
 from tokenq.objectives.ranking import better_than, mean_over_lists, number_of_lists
@@ -22,7 +23,6 @@ from tokenq.objectives.reference_free import (
     mean_log_prob,
     require_form,
     score,
-    smoothed_sigmoid,
 )
 
 TripleForm = Literal[Form, "tpo-l"]
