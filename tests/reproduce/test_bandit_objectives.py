@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokenq.mdp import targets
-from tokenq.mdp.target_table import TARGETS, Target
+from tokenq.mdp.target_table import ANY_COVERAGE, OPEN, TARGETS, Target
 from tokenq.mdp.targets import PreferenceBandit
 from tokenq.objectives import OBJECTIVES
 from tokenq.reproduce.bandit_descent import descend
@@ -83,6 +83,21 @@ def test_every_objective_has_a_target() -> None:
     assert set(OBJECTIVES.values()) == {
         OBJECTIVES[target.objective] for target in TARGETS.values() if target.objective
     }
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, t in TARGETS.items() if t.objective and t.data in (ANY_COVERAGE, OPEN)]
+)
+def test_an_answer_in_no_pair_keeps_its_logit_where_its_row_says_so(name: str) -> None:
+    bandit = stacked([problem(0, TAU, "uniform", "sampled")])
+    coverage = bandit.coverage.clone()
+    coverage[:, -1] = 0
+    bandit = replace(bandit, coverage=coverage)
+    policy = torch.softmax(torch.tensor([[2.3, -0.2, 0.5, 0.1, 0.0]], dtype=torch.float64), -1)
+    _, gradient = value_and_gradient(build(TARGETS[name]), policy, bandit)
+    assert float(gradient.abs().max()) > 1e-3
+    moves = float(gradient[0, -1].abs()) > 1e-12
+    assert moves == (TARGETS[name].data == OPEN)
 
 
 def test_exact_expectation_is_the_population_loss_of_dpo() -> None:

@@ -60,10 +60,13 @@ class Target:
 
 BOLTZMANN = "pi_ref exp(r/tau)/Z"
 TILT = "interpolates: pi_ref at infinity, the best answer at 0"
+TILT_OF_UNIFORM = TILT + " (uniform in place of pi_ref)"
 ANY_COVERAGE = "no effect while every answer is in some pair; an answer in none keeps its logit"
+OPEN = "no effect while every answer is in some pair; of one in none even the logit moves"
 COMPROMISE = "coverage decides which margins win: they are no differences of scores"
 FLATTER = "flips flatten it, and it is Bradley-Terry no more; labels without noise: no finite limit"
 RATIO = "tau^2 times the pair Laplacian weighted by P(1-P)"
+SLOPES = RATIO + ", each answer by its slope t f''(t), t = pi/pi_ref"
 BOUNDED = "bounded wants: finite even for labels without noise"
 NO_LIMIT = "no finite limit"
 
@@ -77,6 +80,9 @@ def _logistic(
     law: str = BOLTZMANN,
     *,
     access: Access = "PRA",
+    temperature: str = TILT,
+    data: str = ANY_COVERAGE,
+    rate: str = RATIO,
     closed_form: ClosedForm = laws.logistic_law,
     **settings: float | str | bool,
 ) -> Target:
@@ -84,10 +90,10 @@ def _logistic(
     return Target(
         access,
         law,
-        TILT,
-        ANY_COVERAGE,
+        temperature,
+        data,
         FLATTER,
-        RATIO,
+        rate,
         closed_form,
         "Bradley-Terry labels",
         objective,
@@ -180,18 +186,24 @@ TARGETS: dict[str, Target] = {
     "dpo, forward_kl": _logistic(
         "dpo",
         "pi_ref tau/(lambda - r)",
+        data=OPEN,
+        rate=SLOPES,
         closed_form=lambda bandit: laws.divergence_law(bandit, "forward_kl"),
         f_divergence_type="forward_kl",
     ),
     "dpo, js_divergence": _logistic(
         "dpo",
         "pi_ref / (exp((lambda-r)/tau) - 1)",
+        data=OPEN,
+        rate=SLOPES,
         closed_form=lambda bandit: laws.divergence_law(bandit, "js_divergence"),
         f_divergence_type="js_divergence",
     ),
     "dpo, alpha_divergence": _logistic(
         "dpo",
         "pi_ref ((1-a) (lambda-r)/tau)^(-1/(1-a))",
+        data=OPEN,
+        rate=SLOPES,
         closed_form=lambda bandit: laws.divergence_law(bandit, "alpha_divergence", 0.5),
         f_divergence_type="alpha_divergence",
         f_alpha_divergence_coef=0.5,
@@ -199,6 +211,7 @@ TARGETS: dict[str, Target] = {
     "dpo, use_weighting": _logistic(
         "dpo",
         BOLTZMANN + ": a fixed point, since the weights take no gradient",
+        rate=RATIO + " and by the weights",
         use_weighting=True,
     ),
     "dpop": Target(
@@ -320,13 +333,14 @@ TARGETS: dict[str, Target] = {
     "simpo, simpo_gamma=0": _logistic(
         "simpo",
         "exp(r/tau)/Z, of probabilities per token",
+        temperature=TILT_OF_UNIFORM,
         closed_form=laws.uniform_prior_law,
         simpo_gamma=0.0,
     ),
     "simpo": Target(
         "PRA",
         "exp(r/tau)/Z with every margin stretched by gamma",
-        TILT + " (uniform in place of pi_ref)",
+        TILT_OF_UNIFORM,
         COMPROMISE,
         FLATTER,
         RATIO,
@@ -340,7 +354,7 @@ TARGETS: dict[str, Target] = {
     "alphapo": Target(
         "PRA",
         "that of f-DPO with order 1 - alpha and a uniform reference, at gamma = 0",
-        TILT + " (uniform in place of pi_ref)",
+        TILT_OF_UNIFORM,
         COMPROMISE,
         FLATTER,
         "steep where an answer is rare",
@@ -348,12 +362,16 @@ TARGETS: dict[str, Target] = {
         settings={"alpha": 0.25, "simpo_gamma": GAMMA},
     ),
     "cpo, cpo_alpha=0": _logistic(
-        "cpo", "exp(r/tau)/Z", closed_form=laws.uniform_prior_law, cpo_alpha=0.0
+        "cpo",
+        "exp(r/tau)/Z",
+        temperature=TILT_OF_UNIFORM,
+        closed_form=laws.uniform_prior_law,
+        cpo_alpha=0.0,
     ),
     "cpo": Target(
         "PRA",
         "between exp(r/tau)/Z and the law of chosen answers",
-        TILT + " (uniform in place of pi_ref)",
+        TILT_OF_UNIFORM,
         "the law of chosen answers follows it",
         FLATTER.split(";")[0] + "; the likelihood term keeps it finite",
         "sum of both",
@@ -421,7 +439,7 @@ TARGETS: dict[str, Target] = {
     "tpo": Target(
         "rankings",
         "between exp(r/tau)/Z and the law of best answers",
-        TILT + " (uniform in place of pi_ref)",
+        TILT_OF_UNIFORM,
         "the law of best answers follows it",
         FLATTER.split(";")[0],
         "sum of both",
@@ -449,7 +467,10 @@ TARGETS: dict[str, Target] = {
         objective="tgdpo",
     ),
     "sepo": _logistic(
-        "sepo", "exp(r/tau)/Z, of selected tokens", closed_form=laws.uniform_prior_law
+        "sepo",
+        "exp(r/tau)/Z, of selected tokens",
+        temperature=TILT_OF_UNIFORM,
+        closed_form=laws.uniform_prior_law,
     ),
     "bmc, delta=1": _logistic(
         "bmc",
@@ -461,15 +482,15 @@ TARGETS: dict[str, Target] = {
         "PRA",
         "(1 + min(1/pi, delta)) log pi/pi_ref = (r - lambda)/tau on edited answers: a fixed point",
         TILT + ", (1+delta) tau for rare answers",
-        ANY_COVERAGE,
+        OPEN,
         FLATTER,
-        RATIO,
+        RATIO + ", each answer by its weight",
         objective="bmc",
     ),
     "cpl, contrastive_bias=1": Target(
         "PRA",
         "exp(r/tau)/Z",
-        TILT + " (uniform in place of pi_ref); cpl_alpha",
+        TILT_OF_UNIFORM + "; cpl_alpha",
         ANY_COVERAGE,
         FLATTER,
         RATIO,
@@ -506,7 +527,7 @@ TARGETS: dict[str, Target] = {
     "cpl_ranked, contrastive_bias=1": Target(
         "rankings",
         "exp(r/tau)/Z",
-        TILT + " (uniform in place of pi_ref); cpl_alpha",
+        TILT_OF_UNIFORM + "; cpl_alpha",
         ANY_COVERAGE,
         FLATTER,
         RATIO,
@@ -519,7 +540,7 @@ TARGETS: dict[str, Target] = {
     "cpl_plackett_luce, contrastive_bias=1": Target(
         "rankings",
         "exp(r/tau)/Z",
-        TILT + " (uniform in place of pi_ref); cpl_alpha",
+        TILT_OF_UNIFORM + "; cpl_alpha",
         ANY_COVERAGE,
         FLATTER,
         RATIO,
@@ -529,17 +550,18 @@ TARGETS: dict[str, Target] = {
         {"contrastive_bias": 1.0},
         "cpl_alpha",
     ),
-    "dmpo": _logistic("dmpo", BOLTZMANN + " for one turn; later turns at a higher temperature"),
+    "dmpo": _logistic("dmpo", BOLTZMANN + " for one turn; of several, turn j at phi(j, n) tau"),
     "q_rm, q_rm_gamma=0": _logistic(
         "q_rm",
         "exp(r/tau)/Z, of mean logits",
+        temperature=TILT_OF_UNIFORM,
         closed_form=laws.uniform_prior_law,
         q_rm_gamma=0.0,
     ),
     "q_rm": Target(
         "PRA",
         "exp(r/tau)/Z with every margin stretched by gamma",
-        TILT + " (uniform in place of pi_ref)",
+        TILT_OF_UNIFORM,
         COMPROMISE,
         FLATTER,
         RATIO,
