@@ -67,6 +67,7 @@ COMPROMISE = "coverage decides which margins win: they are no differences of sco
 FLATTER = "flips flatten it, and it is Bradley-Terry no more; labels without noise: no finite limit"
 RATIO = "tau^2 times the pair Laplacian weighted by P(1-P)"
 SLOPES = RATIO + ", each answer by its slope t f''(t), t = pi/pi_ref"
+CHOICES = "tau^2 times the covariance of each choice among the answers that are left"
 BOUNDED = "bounded wants: finite even for labels without noise"
 NO_LIMIT = "no finite limit"
 
@@ -425,15 +426,15 @@ TARGETS: dict[str, Target] = {
         "convex in the log-ratios for a given delta",
         objective="bco",
     ),
-    "plackett_luce": _logistic("plackett_luce", access="rankings"),
-    "softmax_dpo": _logistic("softmax_dpo", access="rankings"),
+    "plackett_luce": _logistic("plackett_luce", access="rankings", rate=CHOICES),
+    "softmax_dpo": _logistic("softmax_dpo", access="rankings", rate=CHOICES),
     "lipo": Target(
         "rankings",
         "near " + BOLTZMANN + ": the weights depend on the order that was drawn",
         TILT,
         COMPROMISE,
         FLATTER,
-        RATIO,
+        RATIO + ", each pair by its lambda",
         objective="lipo",
     ),
     "tpo": Target(
@@ -543,7 +544,7 @@ TARGETS: dict[str, Target] = {
         TILT_OF_UNIFORM + "; cpl_alpha",
         ANY_COVERAGE,
         FLATTER,
-        RATIO,
+        CHOICES,
         laws.uniform_prior_law,
         "Bradley-Terry labels",
         "cpl_plackett_luce",
