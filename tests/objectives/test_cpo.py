@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 import trl_other_trainers as peer
-from bandit import fit, pair
+from bandit import compared
 from objective_batches import HOSTILE, assert_finite, batch_for
 
 from tokenq.objectives import CPO, SFT, PairLogps
@@ -112,14 +112,7 @@ def test_the_optimum_on_two_answers(cpo_alpha: float) -> None:
     """
     beta, q = 0.5, 0.8
     objective = CPO(beta, cpo_alpha)
-    log_ref = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
-
-    def expected(log_policy: torch.Tensor) -> torch.Tensor:
-        first, _ = objective(pair(log_policy, log_ref, 0, 1))
-        second, _ = objective(pair(log_policy, log_ref, 1, 0))
-        return q * first + (1 - q) * second
-
-    log_policy = fit(expected, 2)
+    log_policy = compared(objective, q)
     p, x = log_policy[0].exp(), log_policy[0] - log_policy[1]
     gradient = cpo_alpha * (p - q) + beta * (torch.sigmoid(beta * x) - q)
     assert abs(gradient) < 1e-9

@@ -12,7 +12,7 @@ import random
 import pytest
 import torch
 import trl_other_trainers as peer
-from bandit import fit, pair
+from bandit import compared
 from objective_batches import HOSTILE, assert_finite, batch_for
 
 from tokenq.objectives import ORPO, SFT, PairLogps
@@ -92,14 +92,7 @@ def test_the_optimum_on_two_answers() -> None:
     """
     beta, q = 0.7, 0.8
     objective = ORPO(beta)
-    log_ref = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
-
-    def expected(log_policy: torch.Tensor) -> torch.Tensor:
-        first, _ = objective(pair(log_policy, log_ref, 0, 1))
-        second, _ = objective(pair(log_policy, log_ref, 1, 0))
-        return q * first + (1 - q) * second
-
-    log_policy = fit(expected, 2)
+    log_policy = compared(objective, q)
     p, x = log_policy[0].exp(), log_policy[0] - log_policy[1]
     assert abs((p - q) + 2 * beta * (torch.sigmoid(2 * x) - q)) < 1e-9
     assert p < q  # the odds ratio alone would stop at 2x = log(q / (1 - q))

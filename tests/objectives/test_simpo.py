@@ -11,7 +11,7 @@ import random
 import pytest
 import torch
 import trl_other_trainers as peer
-from bandit import fit, pair
+from bandit import compared
 from objective_batches import HOSTILE, assert_finite, batch_for
 
 from tokenq.objectives import AlphaPO, PairLogps, SimPO
@@ -107,14 +107,7 @@ def test_the_optimum_on_two_answers(gamma: float) -> None:
     """
     beta, q = 2.0, 0.8
     objective = SimPO(beta=beta, simpo_gamma=gamma)
-    log_ref = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
-
-    def expected(log_policy: torch.Tensor) -> torch.Tensor:
-        first, _ = objective(pair(log_policy, log_ref, 0, 1))
-        second, _ = objective(pair(log_policy, log_ref, 1, 0))
-        return q * first + (1 - q) * second
-
-    log_policy = fit(expected, 2)
+    log_policy = compared(objective, q)
     x = log_policy[0] - log_policy[1]
     left, right = q * torch.sigmoid(gamma - beta * x), (1 - q) * torch.sigmoid(gamma + beta * x)
     assert math.isclose(left, right, abs_tol=1e-9)

@@ -50,6 +50,18 @@ def pair(log_policy: Tensor, log_ref: Tensor, chosen: int, rejected: int) -> Pai
     )
 
 
+def compared(objective: Callable[[PairLogps], tuple[Tensor, object]], q: float) -> Tensor:
+    """Return the log-policy [2] at which a pair objective ends, the first arm winning with q."""
+    log_ref = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
+
+    def expected(log_policy: Tensor) -> Tensor:
+        first, _ = objective(pair(log_policy, log_ref, 0, 1))
+        second, _ = objective(pair(log_policy, log_ref, 1, 0))
+        return q * first + (1 - q) * second
+
+    return fit(expected, 2)
+
+
 def labelled(log_policy: Tensor, log_ref: Tensor, good: Tensor) -> LabelledLogps:
     """Every arm once, good with these probabilities; mismatched answers are the arms again."""
     side = responses(log_policy, log_ref, range(len(good)))

@@ -9,7 +9,7 @@ held to them by the tests.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -102,6 +102,19 @@ def _logistic(
     )
 
 
+def _under_divergence(divergence: laws.Divergence, law: str, **settings: Any) -> Target:
+    """DPO held near the reference by another divergence than the reverse KL."""
+    return _logistic(
+        "dpo",
+        law,
+        data=OPEN,
+        rate=SLOPES,
+        closed_form=partial(laws.divergence_law, divergence=divergence),
+        f_divergence_type=divergence,
+        **settings,
+    )
+
+
 TARGETS: dict[str, Target] = {
     "BDA": Target(
         "BDA",
@@ -184,29 +197,11 @@ TARGETS: dict[str, Target] = {
         "robust",
         {"label_smoothing": ROBUST_RATE},
     ),
-    "dpo, forward_kl": _logistic(
-        "dpo",
-        "pi_ref tau/(lambda - r)",
-        data=OPEN,
-        rate=SLOPES,
-        closed_form=lambda bandit: laws.divergence_law(bandit, "forward_kl"),
-        f_divergence_type="forward_kl",
-    ),
-    "dpo, js_divergence": _logistic(
-        "dpo",
-        "pi_ref / (exp((lambda-r)/tau) - 1)",
-        data=OPEN,
-        rate=SLOPES,
-        closed_form=lambda bandit: laws.divergence_law(bandit, "js_divergence"),
-        f_divergence_type="js_divergence",
-    ),
-    "dpo, alpha_divergence": _logistic(
-        "dpo",
+    "dpo, forward_kl": _under_divergence("forward_kl", "pi_ref tau/(lambda - r)"),
+    "dpo, js_divergence": _under_divergence("js_divergence", "pi_ref / (exp((lambda-r)/tau) - 1)"),
+    "dpo, alpha_divergence": _under_divergence(
+        "alpha_divergence",
         "pi_ref ((1-a) (lambda-r)/tau)^(-1/(1-a))",
-        data=OPEN,
-        rate=SLOPES,
-        closed_form=lambda bandit: laws.divergence_law(bandit, "alpha_divergence", 0.5),
-        f_divergence_type="alpha_divergence",
         f_alpha_divergence_coef=0.5,
     ),
     "dpo, use_weighting": _logistic(
