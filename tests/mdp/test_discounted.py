@@ -133,8 +133,9 @@ def test_what_has_no_value_is_refused() -> None:
     forever = DiscountedMDP(np.ones((1, 2)), np.ones((1, 2, 1)), 1.0)
     with pytest.raises(ValueError, match="a policy never ends; accepted: a discount below 1"):
         forever.solve(1.0)
-    with pytest.raises(ValueError, match="beta must be > 0"):
-        random_mdp().solve(0.0)
+    for beta in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="beta must be > 0"):
+            random_mdp().solve(beta)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_ranking_is_all_its_ordered_pairs() -> None:
     assert objective.weight(batch) == 2
 
 
-def test_a_ranking_of_two_is_a_pair() -> None:
+def test_rankings_with_ties_and_gaps_are_cpl_on_their_pairs() -> None:
     batch = random_ranked()
     ranked, paired = CPLRanked(bc_coef=0.3), CPL(bc_coef=0.3)
     torch.testing.assert_close(ranked(batch)[0], paired(batch.pairs())[0])

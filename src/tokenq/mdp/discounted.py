@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tokenq.mdp.arrays import Array, Indices, finite, log_softmax, log_sum_exp
+from tokenq.mdp.arrays import Array, Indices, finite, log_softmax, log_sum_exp, positive
 
 MOST_IMPROVEMENTS = 1000
 
@@ -99,8 +99,7 @@ class DiscountedMDP:
 
         Raises ValueError if beta is not > 0, or where a policy that never ends has no value.
         """
-        if not beta > 0:
-            raise ValueError(f"beta must be > 0, got {beta}")
+        positive(beta)
         policy = np.where(self._ended[:, None], 0.0, np.exp(log_policy))
         step = (policy * (self.reward - beta * (finite(log_policy) - self._prior))).sum(-1)
         moves = np.einsum("sa,sat->st", policy, self.transition)
