@@ -42,7 +42,7 @@ ARMS = {
     "marginal": "the start without the prompt, p(y): the reward is p(x|y)",
     "strong": "a model trained on skilled texts of the same format",
     "strong, other format": "a model trained on equally skilled texts of another format",
-    "averaged": "the start, moved towards the policy every 16 steps (TR-DPO)",
+    "moving": "the start, moved towards the policy every 16 steps (TR-DPO)",
 }
 SWEEP = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 BETAS: dict[str, tuple[float, ...]] = {
@@ -51,7 +51,7 @@ BETAS: dict[str, tuple[float, ...]] = {
     "marginal": (1.0, 0.3, 0.1),
     "strong": (100.0, 10.0, 3.0, 1.0, 0.3, 0.1),
     "strong, other format": (100.0, 10.0, 3.0, 1.0, 0.3, 0.1),
-    "averaged": (1.0, 0.3, 0.1),
+    "moving": (1.0, 0.3, 0.1),
 }
 MOST_TOKENS = 16 * clauses.CLAUSE
 MIXUP, MIXUP_STEPS = 0.6, 16
@@ -92,7 +92,7 @@ class Scale:
 
 
 FULL = Scale(
-    seeds=4,
+    seeds=3,
     corpus=3000,
     pretraining=Schedule(steps=400, batch_size=32, learning_rate=3e-3),
     pairs=1536,
@@ -161,7 +161,7 @@ class World:
 
     def reference(self, arm: str) -> Reference:
         """The reference of an arm, for the training pairs; see `ARMS`."""
-        if arm == "averaged":
+        if arm == "moving":
             return AveragedReference(copy.deepcopy(self.start), self.pairs, MIXUP, MIXUP_STEPS)
         return (
             self._fixed[arm] if arm in self._fixed else self._fixed.setdefault(arm, self._of(arm))
@@ -526,8 +526,8 @@ def _findings(table: _Table, models: Sequence[Mapping[str, Any]]) -> list[Findin
         ),
         finding(
             "a reference that follows the policy helps (TR-DPO's claim, not this paper's)",
-            "quality with averaged - with self, each at its best beta",
-            _minus(best("averaged"), best("self")),
+            "quality with moving - with self, each at its best beta",
+            _minus(best("moving"), best("self")),
         ),
     ]
 
