@@ -92,16 +92,18 @@ def add_edits(
     fingerprint = json_hash({"prepared": prepared.fingerprint, **identity})
     options = {"ignored": frozenset(ignored)}
     dataset = prepared.dataset
-    if isinstance(dataset, datasets.IterableDataset):
-        stream = dataset.map(_mark, fn_kwargs=options)
-        return replace(prepared, dataset=stream, fingerprint=fingerprint)
     marks = datasets.List(datasets.Value("bool"))
+    features = datasets.Features(
+        {**(dataset.features or {}), "chosen_edits": marks, "rejected_edits": marks}
+    )
+    if isinstance(dataset, datasets.IterableDataset):
+        known = features if dataset.features else None
+        stream = dataset.map(_mark, fn_kwargs=options, features=known)
+        return replace(prepared, dataset=stream, fingerprint=fingerprint)
     marked = dataset.map(
         _mark,
         fn_kwargs=options,
-        features=datasets.Features(
-            {**dataset.features, "chosen_edits": marks, "rejected_edits": marks}
-        ),
+        features=features,
         num_proc=num_proc if num_proc and num_proc > 1 else None,
         new_fingerprint=json_hash({"dataset": dataset._fingerprint, **identity})[:32],
         desc="Marking edits",

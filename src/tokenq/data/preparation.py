@@ -227,7 +227,8 @@ def _stream(
                 if _count(report, row):
                     yield {name: value for name, value in row.items() if name not in _NOTES}
 
-    return datasets.IterableDataset.from_generator(prepared)
+    columns = {name: type_ for name, type_ in _features(settings).items() if name not in _NOTES}
+    return datasets.IterableDataset.from_generator(prepared, features=datasets.Features(columns))
 
 
 def _prepare_batch(batch: Mapping[str, list[Any]], settings: _Settings) -> dict[str, list[Any]]:

@@ -89,7 +89,7 @@ def share_steps(prepared: "Prepared", keep: int | None = None) -> "Prepared":
     fingerprint = json_hash({"prepared": prepared.fingerprint, **identity})
     dataset = prepared.dataset
     if isinstance(dataset, datasets.IterableDataset):
-        stream = dataset.map(_shared, fn_kwargs={"keep": keep})
+        stream = dataset.map(_shared, fn_kwargs={"keep": keep}, features=dataset.features)
         return replace(prepared, dataset=stream, fingerprint=fingerprint)
     moved = dataset.map(
         _shared,
