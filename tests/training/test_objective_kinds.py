@@ -1,13 +1,22 @@
 """Every objective through the trainer: any kind of rows, whatever the micro-batches."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import datasets
 import pytest
 import torch
-from tiny_training import save_model, tiny_llama, tiny_tokenizer, tokenised
+from tiny_training import (
+    pairs,
+    save_model,
+    tiny_llama,
+    tiny_tokenizer,
+    tokenised,
+    write_jsonl,
+)
 
+from tokenq.data import load_rows
 from tokenq.errors import UserError
 from tokenq.objectives import OBJECTIVES
 from tokenq.training import PreferenceConfig, PreferenceTrainer
@@ -263,3 +272,99 @@ def test_an_oracle_gives_the_token_rewards(tmp_path: Path) -> None:
         - torch.cat(token_logps(tiny_llama(seed=4), prompts, responses))
     )
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference", "message"),
+    [
+        ({"loss_type": ["tdpo"]}, "uniform", "tdpo: compares the distributions of one model, but"),
+        ({"loss_type": ["tdpo"]}, "base,other", "but reference is base, other; accepted: the name"),
+        ({"sync_ref_model": True}, "marginal", "moves the weights of one model"),
+        ({"loss_type": ["sepo"], "oracle": "{model}"}, None, "has no reference; accepted: oracle_"),
+        ({"loss_type": ["sepo"], "oracle_beta": 0.0}, None, "oracle_beta: must be positive"),
+    ],
+    ids=["constant", "mixture", "moving", "oracle", "scale"],
+)
+def test_references_that_do_not_fit_are_refused_before_the_model_is_read(
+    settings: dict[str, Any], reference: str | None, message: str, tmp_path: Path
+) -> None:
+    oracle = save_model(tmp_path / "oracle", tiny_llama())
+    given = {k: str(oracle) if v == "{model}" else v for k, v in settings.items()}
+    unread = save_model(tmp_path / "unread", tiny_llama())
+    (unread / "model.safetensors").write_bytes(b"not to be read")
+    with pytest.raises(UserError, match=message):
+        PreferenceTrainer(
+            unread,
+            ref_model=reference,
+            args=PreferenceConfig(output_dir=str(tmp_path / "out"), use_cpu=True, **given),
+            train_dataset=tokenised(4),
+            processing_class=tiny_tokenizer(),
+        )
+
+
+def streamed(folder: Path, loss_type: str, **settings: Any) -> PreferenceTrainer:
+    rows = load_rows(write_jsonl(folder / "rows.jsonl", pairs(6)), streaming=True)
+    return trainer(
+        folder / "run",
+        rows,
+        loss_type=[loss_type],
+        precompute_ref_log_probs=False,
+        max_steps=1,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(("name", "feature"), [("bmc", "edits"), ("dmpo", "segments")])
+def test_streamed_rows_bring_their_features(name: str, feature: str, tmp_path: Path) -> None:
+    made = streamed(tmp_path, name)
+    (part,), _ = made.get_batch_samples(iter(made.get_train_dataloader()), 1, made.args.device)
+    assert all(set(batch.features) == {feature} for batch in part.micro)
+    loss = made.training_step(made.model, part)
+    assert torch.isfinite(loss)
+
+
+def test_an_oracle_cannot_score_a_stream_or_a_later_set(tmp_path: Path) -> None:
+    models = {"oracle": tiny_llama(seed=3), "oracle_reference": tiny_llama(seed=4)}
+    oracle: Any = {name: str(save_model(tmp_path / name, m)) for name, m in models.items()}
+    with pytest.raises(UserError, match="a streamed set cannot be scored by the oracle"):
+        streamed(tmp_path, "sepo", **oracle)
+    made = trainer(tmp_path / "run", tokenised(4), loss_type=["sepo"], **oracle)
+    with pytest.raises(UserError, match="the oracle's models are gone"):
+        made.evaluate(tokenised(4, seed=9))
+
+
+def test_metrics_leave_out_what_others_say(tmp_path: Path) -> None:
+    rows = with_features(tokenised(8))
+    made = trainer(tmp_path / "run", rows)
+    collate = made.splits["train"].collator
+    batch = collate(list(made.splits["train"].dataset))
+    scores, metrics = made._score(made.model, batch)
+    side = scores.side(0)
+    value, count = metrics["logps/chosen"]
+    assert float(count) == len(side)
+    expected = side.log_probs.sum(-1).mean()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert float(metrics["mean_token_accuracy"][1]) == float(side.mask.sum())
+
+
+def test_answers_to_other_prompts_must_fit_the_model_too(tmp_path: Path) -> None:
+    """A long prompt with the next row's long answer is more than any row is by itself."""
+    rows = datasets.Dataset.from_list(
+        [
+            {"prompt_ids": [5] * 250, "completion_ids": [6] * 2, "label": True},
+            {"prompt_ids": [5] * 2, "completion_ids": [6] * 40, "label": False},
+        ]
+    )
+    with pytest.raises(UserError, match="a row has 290 tokens, but the model has 256 positions"):
+        trainer(tmp_path / "run", rows, loss_type=["kto"])
+    trainer(tmp_path / "cut", rows, loss_type=["kto"], max_length=256)
+
+
+def test_a_name_of_several_objectives_has_one_type() -> None:
+    """They share one flag, whose type and accepted values are those of the first."""
+    kinds: dict[str, set[Any]] = {}
+    for class_ in CLASSES:
+        hints = get_type_hints(class_)
+        for field in dataclasses.fields(class_):
+            kinds.setdefault(field.name, set()).add(hints[field.name])
+    assert {name: kind for name, kind in kinds.items() if len(kind) > 1} == {}

@@ -52,10 +52,11 @@ def with_mismatched(
             f"{name}: the loss_type compares answers with other rows' prompts; accepted: 2 or more "
             "rows, not streamed"
         )
-    others = dataset[column]
-    prompts = dataset["prompt_ids"]
-    count, most = len(dataset), args.max_length or sys.maxsize
+    rows = dataset.select_columns(["prompt_ids", column])[:]
+    following = [*rows[column][1:], rows[column][0]]
+    most = args.max_length or sys.maxsize
     mismatched = [
-        others[(i + 1) % count][: max(1, most - len(prompt))] for i, prompt in enumerate(prompts)
+        answer[: max(1, most - len(prompt))]
+        for prompt, answer in zip(rows["prompt_ids"], following, strict=True)
     ]
     return dataset.add_column("mismatched_ids", mismatched)

@@ -238,6 +238,7 @@ class PreferenceConfig(TrainingArguments):
     def _check_values(self) -> None:
         _positive("token_budget", self.token_budget)
         _positive("ref_model_sync_steps", self.ref_model_sync_steps)
+        _positive("oracle_beta", self.oracle_beta)
         if not 0.0 < self.ref_model_mixup_alpha <= 1.0:
             raise UserError(
                 f"ref_model_mixup_alpha: must lie in (0, 1], got {self.ref_model_mixup_alpha}"
@@ -273,7 +274,7 @@ def _device_has_bf16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
-def _positive(name: str, value: int | None) -> None:
+def _positive(name: str, value: float | None) -> None:
     if value is not None and value <= 0:
         raise UserError(f"{name}: must be positive, got {value}")
 

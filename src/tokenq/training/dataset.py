@@ -56,13 +56,18 @@ class Split:
         """Collects the set's rows."""
         return Collator(self.columns, self.kind, self.features)
 
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Columns of all answers that go through the models."""
+        mismatched = "mismatched_ids" in (self.dataset.column_names or ())
+        return (*self.columns, *(("mismatched_ids",) if mismatched else ()))
+
 
 def answers(split: Split) -> tuple[list[Ids], list[Ids]]:
     """Return (prompts, answers) of the whole set, one entry for each answer to be scored."""
-    mismatched = ["mismatched_ids"] if "mismatched_ids" in split.dataset.column_names else []
-    rows = split.dataset.select_columns(["prompt_ids", *split.columns, *mismatched])[:]
+    rows = split.dataset.select_columns(["prompt_ids", *split.scored])[:]
     found: list[tuple[Ids, Ids]] = []
-    for name in (*split.columns, *mismatched):
+    for name in split.scored:
         for prompt, value in zip(rows["prompt_ids"], rows[name], strict=True):
             found += [(prompt, each) for each in (value if split.kind == "ranked" else [value])]
     return [prompt for prompt, _ in found], [answer for _, answer in found]
@@ -145,7 +150,7 @@ def check_lengths(split: Split, positions: int | None) -> None:
     """Raise UserError if a row is longer than the model has positions."""
     if positions is None or not isinstance(split.dataset, datasets.Dataset):
         return
-    columns = ["prompt_ids", *split.columns]
+    columns = ["prompt_ids", *split.scored]
     table = split.dataset.select_columns(columns).with_format("arrow")[:]
     prompt, *answers = (table[name] for name in columns)
     lengths = [_answer_lengths(answer, split.kind) for answer in answers]

@@ -59,6 +59,36 @@ def model_of(one: One | None) -> One | None:
     return one
 
 
+ADAPTER_STAYS = (
+    "sync_ref_model: an adapter's reference is its base, which the policy shares and which cannot "
+    "move; train all weights, or set it to false"
+)
+
+
+def check_form(
+    given: Given, fresh_adapter: bool, comparing: Sequence[str], args: PreferenceConfig
+) -> None:
+    """Raise ``UserError`` for a mixture, a constant or a marginal where one model is asked for.
+
+    fresh_adapter: the policy's adapter is added for this run
+    comparing:     objectives that compare whole distributions
+    """
+    if args.sync_ref_model:
+        _check_is_one_model(given, "sync_ref_model: moves the weights of one model")
+        if fresh_adapter:
+            raise UserError(ADAPTER_STAYS)
+    if comparing:
+        names = ", ".join(comparing)
+        _check_is_one_model(given, f"loss_type {names}: compares the distributions of one model")
+
+
+def _check_is_one_model(given: Given, why: str) -> None:
+    each = each_of(given)
+    if len(each) > 1 or is_marginal(each[0]) or each[0] in (COUNTING, UNIFORM):
+        shown = ", ".join(map(str, each))
+        raise UserError(f"{why}, but reference is {shown}; accepted: the name of a model, or unset")
+
+
 def trusts_remote_code(args: PreferenceConfig) -> bool:
     """Whether the run may execute model code that comes with weights."""
     options = cast(dict[str, Any], args.model_init_kwargs or {})
@@ -74,12 +104,13 @@ def check_vocabularies(
         if isinstance(model, PreTrainedModel | PeftModel):
             check_rows(tokenizer, embedding_rows(model), str(model.config._name_or_path))
         elif isinstance(model, str | Path) and model not in (COUNTING, UNIFORM):
-            _check_named(model, tokenizer, policy, trusts_remote_code(args))
+            check_vocabulary_of(model, tokenizer, policy, trusts_remote_code(args))
 
 
-def _check_named(
+def check_vocabulary_of(
     name: str | Path, tokenizer: PreTrainedTokenizerBase, policy: str, trust: bool
 ) -> None:
+    """Raise ``UserError`` unless the named model has the tokens of `policy`; reads no weights."""
     checkpoint = inspect(name, trust_remote_code=trust)
     owner = checkpoint if checkpoint.has_tokenizer() else checkpoint.base
     if owner is not None and owner.has_tokenizer():

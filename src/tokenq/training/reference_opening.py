@@ -18,6 +18,7 @@ from tokenq.training.config import PreferenceConfig, fsdp_requested
 from tokenq.training.moving_reference import MovingReference, check_same_architecture
 from tokenq.training.reference import CachedReference, LiveReference, Reference, Scorer
 from tokenq.training.reference_names import (
+    ADAPTER_STAYS,
     COUNTING,
     UNIFORM,
     Given,
@@ -57,7 +58,7 @@ def open_reference(
     opening = _Opening(policy, fresh_adapter, args, tokenizer)
     each = each_of(given)
     if args.sync_ref_model:
-        return opening.moving(each)
+        return opening.moving(each[0])
     parts = [opening.one(single) for single in each]
     return parts[0] if len(parts) == 1 else MixtureReference(parts)
 
@@ -102,18 +103,9 @@ class _Opening:
         live = copy.deepcopy(scorer) if is_policy else scorer
         return LiveReference(live, identity, args.token_budget, self.autocast)
 
-    def moving(self, each: list[One | None]) -> MovingReference:
-        given = each[0]
-        if len(each) > 1 or is_marginal(given) or given in (COUNTING, UNIFORM):
-            raise UserError(
-                "sync_ref_model: moves the weights of one model, but reference is "
-                f"{', '.join(map(str, each))}; leave it out, or give the model to start from"
-            )
+    def moving(self, given: One | None) -> MovingReference:
         if isinstance(self.policy, PeftModel):
-            raise UserError(
-                "sync_ref_model: an adapter's reference is its base, which the policy shares and "
-                "which cannot move; train all weights, or set it to false"
-            )
+            raise UserError(ADAPTER_STAYS)
         scorer, is_policy = self.scorer(given)
         if not isinstance(scorer, PreTrainedModel):
             raise UserError(

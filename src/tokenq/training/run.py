@@ -47,12 +47,11 @@ def run(
             split: prepare_split(rows, split, tokenizer, config, mixture)
             for split, rows in _rows(data, config, mixture).items()
         }
+    content = {split: prepared.fingerprint for split, prepared in splits.items()}
     state = PartialState()
     if state.is_main_process:
         _report(splits, folder)
-        content = {split: prepared.fingerprint for split, prepared in splits.items()}
         _refuse_other_data(folder, content, checkpoint, config)
-        record.claim(folder, settings, {"command": command, "data": content})
     state.wait_for_everyone()
     config.model_init_kwargs = _model_options(model, config)
     trainer = PreferenceTrainer(
@@ -65,6 +64,8 @@ def run(
         peft_config=_adapter(model),
         card_notes={"command": f"`{command}`"},
     )
+    if state.is_main_process:  # not sooner: what is refused must not hold the folder
+        record.claim(folder, settings, {"command": command, "data": content})
     metrics = trainer.train(str(checkpoint) if checkpoint else None).metrics
     _finish(trainer, metrics)
     return metrics

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenq.errors import UserError
 from tokenq.models.head import Extras, TokenLogps
 from tokenq.models.packing import Pack
 from tokenq.objectives.base import Need
@@ -58,11 +57,7 @@ class Scorer:
     def _extras(self, pack: Pack) -> Extras:
         whole = None
         if "kl" in self.needs:
-            if not isinstance(self.reference, LiveReference):
-                raise UserError(
-                    "reference: the loss_type compares whole distributions, which needs one model; "
-                    "accepted: a model's name, or unset"
-                )
+            assert isinstance(self.reference, LiveReference)  # see `check_form`
             whole = self.reference.predictions(pack)
         return Extras(collision="collision" in self.needs, reference=whole)
 
@@ -121,9 +116,14 @@ def _token_metrics(output: TokenLogps, pack: Pack, batch: Batch) -> Metrics:
     places = batch.places()
     own = [i for i, (_, number) in enumerate(places) if number != MISMATCHED]
     first = [i for i in own if places[i][1] == 0]
+    spoken = _spoken(batch, output.logps.device)
+
+    def rows_of(values: Tensor) -> list[Tensor]:
+        rows = in_flat_order(values, pack)
+        return [row[spoken[i]] if i in spoken else row for i, row in enumerate(rows)]
 
     def mean(values: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-        rows = in_flat_order(values, pack)
+        rows = rows_of(values)
         flat = torch.cat([rows[i] for i in chosen]).to(output.logps.dtype)
         return flat.mean(), flat.new_tensor(len(flat))
 
@@ -132,10 +132,23 @@ def _token_metrics(output: TokenLogps, pack: Pack, batch: Batch) -> Metrics:
         "mean_token_accuracy": mean(output.correct, first),
     }
     if batch.kind == "preference" and batch.width == 2:
-        rows = in_flat_order(output.logps.detach(), pack)
+        rows = rows_of(output.logps.detach())
         for number, side in enumerate(("chosen", "rejected")):
             chosen = [i for i in own if places[i][1] == number]
             sums = torch.stack([rows[i].sum() for i in chosen])
             metrics[f"logps/{side}"] = (sums.mean(), sums.new_tensor(len(sums)))
             metrics[f"logits/{side}"] = mean(output.logits, chosen)
     return metrics
+
+
+def _spoken(batch: Batch, device: torch.device) -> dict[int, Tensor]:
+    """Places of the model's own tokens in each answer, by its number, that holds others' too."""
+    segments = batch.features.get("segments")
+    if segments is None:
+        return {}
+    own = [(i, segments[row][n]) for i, (row, n) in enumerate(batch.places()) if n != MISMATCHED]
+    return {
+        i: torch.tensor([t for t, turn in enumerate(turns) if turn >= 0], device=device)
+        for i, turns in own
+        if min(turns) < 0
+    }

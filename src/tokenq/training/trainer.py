@@ -44,9 +44,9 @@ from tokenq.training.mixture import Mixture
 from tokenq.training.moving_reference import MovingReference, SyncReference
 from tokenq.training.policy import name_of, positions_of, trainable_policy
 from tokenq.training.preflight import check_writable
-from tokenq.training.reference_names import Given, check_vocabularies
+from tokenq.training.reference_names import Given, check_form, check_vocabularies
 from tokenq.training.reference_opening import open_reference
-from tokenq.training.rewards import TokenRewards
+from tokenq.training.rewards import TokenRewards, check_oracle
 from tokenq.training.sampling import EpochDataLoader, GlobalBatchSampler
 from tokenq.training.saving import RestoreProgress, ResumableTrainer
 from tokenq.training.scores import VIEWS, Scores, blank_scores
@@ -135,16 +135,19 @@ class PreferenceTrainer(ResumableTrainer):
         self.model_name = model_name or name_of(model)
         self.card_notes = dict(card_notes or {})
         if self.mixture.needs_reference:
+            comparing = self.mixture.asking_for("kl")
+            check_form(ref_model, peft_config is not None, comparing, args)
             check_vocabularies(ref_model, processing_class, self.model_name, args)
+        asks_oracle = "rewards" in self.mixture.needs and not _all_bring(self.splits, "rewards")
+        if asks_oracle:
+            check_oracle(self.splits.values(), processing_class, self.model_name, args)
         policy = trainable_policy(model, args, peft_config)
         self.reference = None
         if self.mixture.needs_reference:
             self.reference = open_reference(
                 policy, ref_model, peft_config is not None, args, processing_class
             )
-        self.rewards = None
-        if "rewards" in self.mixture.needs and not _all_bring(self.splits, "rewards"):
-            self.rewards = TokenRewards.open(args, processing_class)
+        self.rewards = TokenRewards.open(args) if asks_oracle else None
         if args.early_stopping_patience is not None:
             stopping = EarlyStoppingCallback(
                 args.early_stopping_patience, args.early_stopping_threshold
@@ -234,6 +237,8 @@ class PreferenceTrainer(ResumableTrainer):
         split = prepare_split(eval_dataset, "evaluation", self._tokenizer, self.args, self.mixture)
         if self.reference is not None:
             self._fill_reference(split)
+        if self.rewards is not None:
+            self.rewards.fill(*answers(split), self.args)
         return split
 
     def _loader(self, split: Split, sampler: GlobalBatchSampler) -> DataLoader:
@@ -335,11 +340,13 @@ class PreferenceTrainer(ResumableTrainer):
         One pass without gradients gives all scores and the loss, hence the loss's slope in every
         score; a second pass, micro-batch by micro-batch, carries the slopes into the weights.
         """
-        with torch.no_grad(), torch.random.fork_rng():  # the second pass drops out the same units
+        device = self.args.device
+        own = [device] if device.type == "cuda" else []  # or the states of all GPUs were touched
+        with torch.no_grad(), torch.random.fork_rng(own):  # to drop out the same units again below
             parts = [self._observed(model, batch) for batch in inputs.micro]
             for _ in range(inputs.rounds - len(inputs.micro)):
                 self._empty_loss(model)
-        total, slopes = torch.zeros((), device=self.args.device), []
+        total, slopes = torch.zeros((), device=device), []
         if parts:
             leaves = [as_leaves(part) for part in parts]
             total = self._loss(joined(leaves), inputs.totals) * self.args.world_size
