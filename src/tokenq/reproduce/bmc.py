@@ -6,6 +6,7 @@
 
 import argparse
 import copy
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -55,53 +56,50 @@ CREDIT = ("share_wrong", "share_first", "lowest_is_wrong")
 class Scale:
     """How much of everything.
 
-    seeds:       independent repetitions: models, pairs and samples all differ
+    repeats:     learning rates of preference training, and the seeds of each: models, pairs and
+                 samples all differ; the weights and the noise of a loss act like a learning rate
     corpus:      answers that the start is trained on
     slip:        share of the digits in them that are wrong
     pretraining: their schedule
     prompts:     prompts that the start is sampled on; its wrong answers make the pairs
-    preference:  schedule of preference training
-    rates:       its learning rates; the weights and the noise of a loss act like one
+    preference:  schedule of preference training, whatever its rate
     evaluations: how often accuracy and KL are measured on the way
     judged:      held-out prompts for that, and for the start's wrong answers that credit is read on
     """
 
-    seeds: int
+    repeats: Mapping[float, int]
     corpus: int
     slip: float
     pretraining: Schedule
     prompts: int
     preference: Schedule
-    rates: tuple[float, ...]
     evaluations: int
     judged: int
 
     def decides(self) -> dict[str, Any]:
         """All that a single run depends on."""
         rest = asdict(self)
-        del rest["seeds"], rest["rates"]
+        del rest["repeats"]
         return {**rest, "digits": DIGITS, "beta": BETA, "delta": DELTA}
 
 
 FULL = Scale(
-    seeds=3,
+    repeats={1e-4: 6, 3e-4: 3},
     corpus=8000,
     slip=0.1,
     pretraining=Schedule(steps=500, batch_size=32, learning_rate=3e-3),
     prompts=2400,
     preference=Schedule(steps=120, batch_size=16, learning_rate=1e-4),
-    rates=(1e-4, 3e-4),
     evaluations=8,
     judged=512,
 )
 QUICK = Scale(
-    seeds=2,
+    repeats={1e-3: 2},
     corpus=64,
     slip=0.1,
     pretraining=Schedule(steps=8, batch_size=16, learning_rate=3e-3),
     prompts=16,
     preference=Schedule(steps=4, batch_size=8, learning_rate=1e-3),
-    rates=(1e-3,),
     evaluations=2,
     judged=16,
 )
@@ -245,28 +243,31 @@ def credit(world: World, policy: LlamaForCausalLM) -> dict[str, float]:
 def run(run: Run) -> Results:
     """All arms, all seeds."""
     scale = QUICK if run.arguments.quick else FULL
-    scale = replace(scale, seeds=run.arguments.seeds or scale.seeds)
-    plan = [(arm, rate) for rate in scale.rates for arm in ARMS]
+    if run.arguments.seeds:
+        scale = replace(scale, repeats=dict.fromkeys(scale.repeats, run.arguments.seeds))
+    seeds = range(max(scale.repeats.values()))
     starts, runs = [], []
     with progress_bar("policies trained", run.console) as progress:
-        task = progress.add_task("", total=scale.seeds * (len(plan) + 1))
-        for seed in range(scale.seeds):
+        total = len(seeds) + len(ARMS) * sum(scale.repeats.values())
+        task = progress.add_task("", total=total)
+        for seed in seeds:
             world = World(scale, seed)
             settings = {"seed": seed, **scale.decides()}
             starts.append(run.part(f"{seed}-start", settings, lambda w=world: _start(w)))  # type: ignore[misc]
             progress.advance(task)
-            for arm, rate in plan:
+            rates = [rate for rate, count in scale.repeats.items() if seed < count]
+            for rate, arm in itertools.product(rates, ARMS):
                 schedule = replace(scale.preference, learning_rate=rate)
                 result = run.part(
                     f"{seed}-{arm.replace(', ', '-')}-{rate:g}",
                     {**settings, "preference": asdict(schedule), "arm": arm},
                     lambda w=world, a=arm, s=schedule: _trained(w, a, s),  # type: ignore[misc]
                 )
-                runs.append({"seed": seed, "arm": arm, "rate": rate, **result})
+                runs.append({"seed": seed, "arm": arm, "rate": f"{rate:g}", **result})
                 progress.advance(task)
-    tables = {f"{rate:g}": _table(starts, runs, rate) for rate in scale.rates}
+    tables = {rate: _table(starts, runs, rate) for rate in (f"{r:g}" for r in scale.repeats)}
     return {
-        "scale": asdict(scale),
+        "scale": {**asdict(scale), "repeats": {f"{r:g}": n for r, n in scale.repeats.items()}},
         "starts": starts,
         "runs": runs,
         "tables": tables,
@@ -276,12 +277,13 @@ def run(run: Run) -> Results:
 
 def figure(results: Results) -> Figure:
     """For each learning rate: accuracy over KL during training, and where the rewards lie."""
-    rates = results["scale"]["rates"]
-    drawing = Figure(figsize=(11, 4.2 * len(rates)), layout="constrained")
-    for row, rate in zip(drawing.subplots(len(rates), 2, squeeze=False), rates, strict=True):
+    tables = results["tables"]
+    drawing = Figure(figsize=(11, 4.2 * len(tables)), layout="constrained")
+    axes = drawing.subplots(len(tables), 2, squeeze=False)
+    for (left, right), (rate, table) in zip(axes, tables.items(), strict=True):
         runs = [run for run in results["runs"] if run["rate"] == rate]
-        _draw_curves(row[0], runs, results["starts"], rate)
-        _draw_credit(row[1], results["tables"][f"{rate:g}"], rate)
+        _draw_curves(left, runs, results["starts"], rate)
+        _draw_credit(right, table, rate)
     return drawing
 
 
@@ -293,7 +295,7 @@ def page(results: Results) -> str:
     steps = scale["preference"]["steps"]
     measures = next(iter(tables.values()))["DPO"]
     by_rate = "\n\n".join(
-        f"**Learning rate {rate}**\n\n{_arms_table(table)}\n\n"
+        f"**Learning rate {rate}, {scale['repeats'][rate]} seeds**\n\n{_arms_table(table)}\n\n"
         f"{findings_table(results['findings'][rate])}"
         for rate, table in tables.items()
     )
@@ -304,10 +306,11 @@ in one of four styles (figures or words, two separators); {100 * scale["slip"]:g
 was trained on are wrong. Its wrong samples ({shown(pairs, 0)} a seed) are rejected; chosen is a
 right answer in another style, or the rejected answer with the fewest edits that make it right (an
 exact editor, no language model). {steps} steps of {scale["preference"]["batch_size"]} pairs,
-beta {BETA:g}, delta {DELTA:g}. Means over {scale["seeds"]} seeds with 95 % intervals.
+beta {BETA:g}, delta {DELTA:g}. Means over seeds with 95 % intervals.
 
 Before preferences {shown(start)} of the samples are right. *At matched KL*: where a run's curve
-first reaches the largest KL that all arms of its seed and learning rate reach, and half of it.
+first reaches the largest KL that all arms of its seed and learning rate reach, and half of it. *At
+its best*: at the best of {scale["evaluations"]} points on the way.
 *Tokens to mend* and *first wrong token*: share of |log pi - log start| there, on held-out wrong
 answers; rewards of equal size would give {shown(estimate(measures["tokens_wrong"]))} and
 {shown(estimate(measures["tokens_first"]))}. *Lowest*: how often the lowest reward stands on a token
@@ -339,7 +342,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a few steps of everything, to see that it runs"
     )
-    parser.add_argument("--seeds", type=int, help=f"repetitions; unset: {FULL.seeds}")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        help="repetitions of each learning rate; unset: "
+        + ", ".join(f"{count} of {rate:g}" for rate, count in FULL.repeats.items()),
+    )
 
 
 EXPERIMENT = Experiment(
@@ -403,13 +411,12 @@ def _marked(pairs: Pairs) -> Pairs:
 
 
 def _table(
-    starts: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], rate: float
+    starts: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], rate: str
 ) -> _Table:
     """For every arm at a learning rate: name of a measure -> one value a seed."""
-    by_seed = [
-        [one for one in runs if (one["seed"], one["rate"]) == (seed, rate)]
-        for seed in range(len(starts))
-    ]
+    at_rate = [one for one in runs if one["rate"] == rate]
+    seeds = sorted({one["seed"] for one in at_rate})
+    by_seed = [[one for one in at_rate if one["seed"] == seed] for seed in seeds]
     reached = [
         max(0.0, min(max(point["kl"] for point in run["curve"]) for run in seed))
         for seed in by_seed
@@ -419,10 +426,11 @@ def _table(
         own = [next(run for run in seed if run["arm"] == arm) for seed in by_seed]
         curves = [
             [{"kl": 0.0, "accuracy": start["accuracy"]}, *run["curve"]]
-            for start, run in zip(starts, own, strict=True)
+            for start, run in zip([starts[seed] for seed in seeds], own, strict=True)
         ]
         table[arm] = {
             "accuracy": [curve[-1]["accuracy"] for curve in curves],
+            "accuracy_best": [max(point["accuracy"] for point in curve) for curve in curves],
             "kl": [curve[-1]["kl"] for curve in curves],
             "accuracy_matched": [at_kl(c, kl) for c, kl in zip(curves, reached, strict=True)],
             "accuracy_half": [at_kl(c, kl / 2) for c, kl in zip(curves, reached, strict=True)],
@@ -497,24 +505,25 @@ def _draw_curves(
     axis: Axes,
     runs: Sequence[Mapping[str, Any]],
     starts: Sequence[Mapping[str, Any]],
-    rate: float,
+    rate: str,
 ) -> None:
     """Mean accuracy over mean KL; both at the same steps."""
     for arm in ARMS:
         curves = [run["curve"] for run in runs if run["arm"] == arm]
         kl = np.mean([[point["kl"] for point in curve] for curve in curves], axis=0)
         accuracy = np.mean([[point["accuracy"] for point in curve] for curve in curves], axis=0)
-        start = float(np.mean([one["accuracy"] for one in starts]))
-        axis.plot([0.0, *kl], [start, *accuracy], marker="o", markersize=3, label=arm)
+        start = float(np.mean([one["accuracy"] for one in starts[: len(curves)]]))
+        style = "--" if arm == "DPO-BMC, released" else "-"  # or it hides the paper's form
+        axis.plot([0.0, *kl], [start, *accuracy], style, marker="o", markersize=3, label=arm)
     axis.set(
-        title=f"during training, learning rate {rate:g}",
+        title=f"during training, learning rate {rate}",
         xlabel="KL to the start, nats a response",
         ylabel="share right",
     )
     axis.legend(fontsize=8)
 
 
-def _draw_credit(axis: Axes, table: _Table, rate: float) -> None:
+def _draw_credit(axis: Axes, table: _Table, rate: str) -> None:
     places = np.arange(len(ARMS))
     for offset, name, label in (
         (-0.2, "share_wrong", "tokens to mend"),
@@ -527,14 +536,15 @@ def _draw_credit(axis: Axes, table: _Table, rate: float) -> None:
     equal = estimate(table["DPO"]["tokens_wrong"])["mean"]
     axis.axhline(equal, color="grey", linestyle=":", label="share of tokens to mend")
     axis.set_xticks(places, [arm.replace(", ", "\n") for arm in ARMS], fontsize=8)
-    axis.set(title=f"|token reward|, held-out wrong answers, {rate:g}", ylabel="share")
-    axis.legend(fontsize=8)
+    axis.set(title=f"|token reward|, held-out wrong answers, {rate}", ylabel="share", ylim=(0, 1))
+    axis.legend(fontsize=8, ncols=3, loc="upper center")
 
 
 def _arms_table(table: _Table) -> str:
     names = {
         "accuracy_half": "right at half the matched KL",
         "accuracy_matched": "right at matched KL",
+        "accuracy_best": "right at its best",
         "accuracy": "right at the end",
         "kl": "KL at the end",
         "share_wrong": "tokens to mend",
