@@ -96,6 +96,14 @@ def test_started_again_it_goes_on_and_another_configuration_is_refused(
     assert record["settings"]["beta"] == 0.2
 
 
+def test_a_refused_run_does_not_hold_its_folder(
+    tmp_path: Path, base: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, {**base, "sync_ref_model": True}, "--reference", "uniform") == 2
+    assert "sync_ref_model: moves the weights of one model" in capsys.readouterr().err
+    assert train(tmp_path, base) == 0
+
+
 def test_an_explicit_checkpoint_may_go_on_with_other_settings(
     tmp_path: Path, base: dict[str, Any]
 ) -> None:

@@ -333,6 +333,41 @@ def test_an_oracle_cannot_score_a_stream_or_a_later_set(tmp_path: Path) -> None:
         made.evaluate(tokenised(4, seed=9))
 
 
+def test_a_checkpoint_is_refused_with_another_oracle(tmp_path: Path) -> None:
+    start = str(save_model(tmp_path / "start", tiny_llama(seed=4)))
+
+    def run(seed: int) -> PreferenceTrainer:
+        return trainer(
+            tmp_path / "run",
+            tokenised(4),
+            loss_type=["sepo"],
+            oracle=str(save_model(tmp_path / "oracle", tiny_llama(seed=seed))),
+            oracle_reference=start,
+            max_steps=2,
+            save_steps=1,
+        )
+
+    run(3).train()
+    last = str(tmp_path / "run" / "checkpoint-1")
+    run(3).train(last)
+    with pytest.raises(UserError, match=r"oracle: its weights are not those that .*checkpoint-1"):
+        run(5).train(last)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("dpo", "ranked"), ("kto", "preference")])
+def test_evaluation_rows_may_be_of_another_kind(name: str, rows: str, tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run", rows_for(OBJECTIVES[name].kind), loss_type=[name],
+                   precompute_ref_log_probs=False)  # fmt: skip
+    metrics = made.evaluate(rows_for(rows))
+    assert 0 < metrics["eval_loss"] < 10
+
+
+def test_rows_that_compare_nothing_have_no_loss(tmp_path: Path) -> None:
+    tied = ranked(6).map(lambda row: {"ranks": [0] * len(row["ranks"])})
+    made = trainer(tmp_path / "run", ranked(6), precompute_ref_log_probs=False)
+    assert made.evaluate(tied)["eval_loss"] == 0
+
+
 def test_metrics_leave_out_what_others_say(tmp_path: Path) -> None:
     rows = with_features(tokenised(8))
     made = trainer(tmp_path / "run", rows)
@@ -368,3 +403,9 @@ def test_a_name_of_several_objectives_has_one_type() -> None:
         for field in dataclasses.fields(class_):
             kinds.setdefault(field.name, set()).add(hints[field.name])
     assert {name: kind for name, kind in kinds.items() if len(kind) > 1} == {}
+
+
+def test_label_smoothing_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
+    config = PreferenceConfig(output_dir=str(tmp_path), loss_type=["ipo"], label_smoothing=0.1)
+    with pytest.raises(UserError, match="label_smoothing: is no hyper-parameter of ipo"):
+        Mixture.from_config(config)

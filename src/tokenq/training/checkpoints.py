@@ -16,6 +16,7 @@ from tokenq.training.metrics import Cell
 logger = logging.getLogger(__name__)
 
 REFERENCE_FILE = "reference.json"
+ORACLE_FILE = "oracle.json"
 PROGRESS_FILE = "progress.json"
 STATE_FILE = "trainer_state.json"
 

@@ -44,6 +44,11 @@ class Mixture:
                 f"objective_args: {unknown[0]!r} is no hyper-parameter of "
                 f"{', '.join(config.loss_type)}; accepted: {', '.join(sorted(known))}"
             )
+        if config.label_smoothing and "label_smoothing" not in known:
+            raise UserError(
+                f"label_smoothing: is no hyper-parameter of {', '.join(config.loss_type)}; "
+                "accepted: 0 or unset"
+            )
         return cls(
             tuple(
                 Term(name, _instance(name, class_, config, extra), weight)

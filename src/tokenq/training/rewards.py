@@ -1,5 +1,6 @@
 """Token rewards by a fixed oracle: the log-ratio of a trained pair that is not being trained."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tokenq.errors import UserError
 from tokenq.models import load_pair
 from tokenq.models.checkpoint import inspect
 from tokenq.models.reference_cache import ReferenceCache
+from tokenq.storage import write_text
 from tokenq.training.config import PreferenceConfig
 from tokenq.training.dataset import Split
 from tokenq.training.reference_names import check_vocabulary_of, trusts_remote_code
@@ -86,6 +88,22 @@ class TokenRewards:
     def release(self) -> None:
         """Let go of the oracle's models; all rows have been scored."""
         self.policy.reference = self.reference.reference = None
+
+    def save(self, path: Path) -> None:
+        """Write down which weights the rewards come from."""
+        write_text(path, json.dumps(self._identity(), indent=2) + "\n")
+
+    def verify(self, path: Path) -> None:
+        """Raise UserError unless :meth:`save` of the same rewards wrote `path`."""
+        if json.loads(path.read_text(encoding="utf-8")) != self._identity():
+            raise UserError(
+                f"oracle: its weights are not those that {path.parent} was trained with; give the "
+                "original oracle, or start a new run"
+            )
+
+    def _identity(self) -> dict[str, str | float]:
+        weights = {"oracle": self.policy.weights, "oracle_reference": self.reference.weights}
+        return {**weights, "oracle_beta": self.beta}
 
     def of(self, prompts: list[Ids], responses: list[Ids]) -> list[Tensor]:
         """Return [T_i] rewards a row, in nats times beta."""

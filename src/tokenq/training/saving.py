@@ -23,6 +23,7 @@ from tokenq.training.metrics import MetricWindow, merge
 from tokenq.training.moving_reference import MovingReference
 from tokenq.training.preflight import check_disk
 from tokenq.training.reference import Reference
+from tokenq.training.rewards import TokenRewards
 
 
 class ResumableTrainer(FiniteTrainer):
@@ -31,11 +32,13 @@ class ResumableTrainer(FiniteTrainer):
     splits:             the prepared sets by name; "train" is trained on
     window:             the metrics since the last log line
     reference:          what the run is measured against, or None
+    rewards:            source of token rewards, or None
     """
 
     splits: dict[str, Split]
     window: MetricWindow
     reference: Reference | None
+    rewards: TokenRewards | None = None
     _progress: checkpoints.Progress | None = None
     _seconds_before = 0.0
     _session_start = 0.0
@@ -58,15 +61,15 @@ class ResumableTrainer(FiniteTrainer):
     ) -> TrainOutput:
         """Train; with `resume_from_checkpoint`, go on from there as if nothing had happened.
 
-        Raises UserError if the checkpoint was trained against another reference, or if the disk is
-        clearly too small for the checkpoints to come.
+        Raises UserError if the checkpoint was trained against another reference or oracle, or if
+        the disk is clearly too small for the checkpoints to come.
         """
         if "train" not in self.splits:
             raise UserError("train_dataset: none was given")
         output_dir = self.args.folder
         checkpoint = checkpoints.resolve_resume(resume_from_checkpoint, output_dir)
         if checkpoint is not None:
-            self._check_same_reference(checkpoint)
+            self._check_same_models(checkpoint)
             if isinstance(self.reference, MovingReference):
                 self.reference.restore(checkpoint)
             self._progress = checkpoints.Progress.load(checkpoint)
@@ -76,10 +79,13 @@ class ResumableTrainer(FiniteTrainer):
         self._session_start = time.time()
         return super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys_for_eval)
 
-    def _check_same_reference(self, checkpoint: Path) -> None:
+    def _check_same_models(self, checkpoint: Path) -> None:
         saved = checkpoint / checkpoints.REFERENCE_FILE
         if self.reference is not None and saved.is_file():
             ReferenceIdentity.load(saved).verify(self.reference.identity)
+        saved = checkpoint / checkpoints.ORACLE_FILE
+        if self.rewards is not None and saved.is_file():
+            self.rewards.verify(saved)
 
     def _planned_saves(self) -> int:
         """How many checkpoints the run will write, not counting those deleted on the way."""
@@ -197,6 +203,8 @@ class ResumableTrainer(FiniteTrainer):
     def _save_provenance(self, folder: Path) -> None:
         if self.reference is not None:
             self.reference.identity.save(folder / checkpoints.REFERENCE_FILE)
+        if self.rewards is not None:
+            self.rewards.save(folder / checkpoints.ORACLE_FILE)
         (folder / CARD_FILE).write_text(self.model_card(), encoding="utf-8")
 
 

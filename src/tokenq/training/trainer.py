@@ -473,7 +473,7 @@ class PreferenceTrainer(ResumableTrainer):
             self.window, self.traces = training_window, []
         # The sum of `weight * loss` over objectives, each an exact mean over its own terms.
         loss = sum(
-            term.weight * metrics.pop(f"loss/{i}") for i, term in enumerate(self.mixture.terms)
+            term.weight * metrics.pop(f"loss/{i}", 0.0) for i, term in enumerate(self.mixture.terms)
         )
         metrics["loss"] = float(loss)
         count = int(self.all_processes([seen])[:, 0].sum())
