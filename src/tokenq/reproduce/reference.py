@@ -289,11 +289,11 @@ def figure(results: Results) -> Figure:
         _curve(axes[0, 1], table, arm, "length", arm)
     start = estimate([models["start"]["quality"] for models in results["models"]])
     axes[0, 0].axhline(start["mean"], color="grey", linestyle=":", label="start")
-    axes[0, 0].set(title="true quality", ylabel="quality of samples")
+    axes[0, 0].set(title="true quality", ylabel="quality of samples", ylim=(0, 1))
     axes[0, 0].legend(fontsize=8)
     length = estimate([models["start"]["length"] for models in results["models"]])
     axes[0, 1].axhline(length["mean"], color="grey", linestyle=":")
-    axes[0, 1].set(title="length of samples", ylabel="tokens")
+    axes[0, 1].set(title="length of samples", ylabel="tokens", ylim=(0, MOST_TOKENS))
     _curve(axes[1, 0], table, "self", "likelihood_accuracy", "the policy's own likelihood")
     _curve(axes[1, 0], table, "self", "reward_accuracy", "log-ratio to the start")
     axes[1, 0].set(title="held-out pairs ranked rightly, reference self", ylabel="share")
@@ -478,6 +478,11 @@ def _findings(table: _Table, models: Sequence[Mapping[str, Any]]) -> list[Findin
             "EOS sinks further than other tokens",
             f"change of the others - change of EOS at {smallest:g}, nats",
             _minus(of("other_change", smallest), of("eos_change", smallest)),
+        ),
+        finding(
+            "and at the best beta",
+            "change of the others - change of EOS at the best beta, nats",
+            _minus(best("self", "other_change"), best("self", "eos_change")),
         ),
         finding(
             "texts grow longer, though length is worth nothing",
