@@ -1,5 +1,6 @@
 """The figure of `tokenq reproduce objectives`: a dot for every objective and measure."""
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -12,13 +13,13 @@ if TYPE_CHECKING:
 _COLOR, _OTHER = "#2f7fc1", "#c1502f"
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("pairs ordered by the implicit reward", ("reward accuracy",)),
-    ("pairs ordered by the log-probability", ("likelihood accuracy",)),
-    ("Spearman of words with human valence", ("valence",)),
-    ("change of log-prob, nats an answer\n(blue chosen, red rejected)", ("chosen", "rejected")),
-    ("change of the end token's\nlog-prob, nats", ("end",)),
-    ("KL from the start, nats an answer", ("kl",)),
-    ("length of samples, tokens", ("length",)),
+    ("pairs ordered by\nthe implicit reward", ("reward accuracy",)),
+    ("pairs ordered by\nthe log-probability", ("likelihood accuracy",)),
+    ("Spearman of words\nwith human valence", ("valence",)),
+    ("log-prob, change in nats\n(blue chosen, red rejected)", ("chosen", "rejected")),
+    ("log-prob of the end token,\nchange in nats", ("end",)),
+    ("KL from the start,\nnats an answer", ("kl",)),
+    ("length of samples,\ntokens", ("length",)),
 )
 
 
@@ -39,7 +40,7 @@ def draw(results: dict[str, Any]) -> Figure:
         axes.set_axisbelow(True)
     every[0].set_yticks(range(len(names)), names, fontsize=8)
     for label in every[0].get_yticklabels():
-        if label.get_text().startswith(DPO.name):
+        if label.get_text() == DPO.name:
             label.set_fontweight("bold")
     every[0].set_ylim(len(names) - 0.4, -0.6)
     count = len(results["seeds"])
@@ -50,13 +51,16 @@ def draw(results: dict[str, Any]) -> Figure:
 
 
 def _panel(axes: "Axes", rows: list[dict[str, Any]], measures: tuple[str, ...]) -> None:
-    for measure, color in zip(measures, (_COLOR, _OTHER), strict=False):
+    shifts = (0.0,) if len(measures) == 1 else (-0.15, 0.15)
+    halves = []
+    for measure, color, shift in zip(measures, (_COLOR, _OTHER), shifts, strict=False):
         for place, row in enumerate(rows):
-            found = row[measure]
+            found, at = row[measure], place + shift
             if found["low"] is not None:
-                axes.plot([found["low"], found["high"]], [place, place], color=color, lw=1.2)
-            axes.plot(found["mean"], place, "o", ms=3.5, color=color)
-    # One wide interval would hide all the rest.
+                axes.plot([found["low"], found["high"]], [at, at], color=color, lw=1.2)
+                halves.append(found["high"] - found["mean"])
+            axes.plot(found["mean"], at, "o", ms=3.5, color=color)
+    # The widest intervals may leave the panel: they would press all the others together.
     means = [row[measure]["mean"] for row in rows for measure in measures]
-    margin = 0.35 * (max(means) - min(means)) or 0.1
-    axes.set_xlim(min(means) - margin, max(means) + margin)
+    margin = max(0.1 * (max(means) - min(means)), median(halves or [0.0])) or 0.1
+    axes.set_xlim(min(means) - 1.2 * margin, max(means) + 1.2 * margin)
