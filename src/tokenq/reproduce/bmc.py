@@ -84,7 +84,7 @@ class Scale:
 
 
 FULL = Scale(
-    repeats={1e-4: 6, 3e-4: 3},
+    repeats={1e-4: 5, 3e-4: 3},
     corpus=8000,
     slip=0.1,
     pretraining=Schedule(steps=500, batch_size=32, learning_rate=3e-3),
@@ -464,6 +464,7 @@ def _findings(table: _Table) -> list[Finding]:
     matched = "share right at matched KL"
     mend = "share of reward on tokens to mend"
     return [
+        compared("both together help", "DPO-BMC", "DPO", "accuracy_matched", matched),
         compared("bridging helps (the robust part)", "DPO-BC", "DPO", "accuracy_matched", matched),
         compared("weights help without bridging", "DPO-MC", "DPO", "accuracy_matched", matched),
         compared("weights help on bridged pairs", "DPO-BMC", "DPO-BC", "accuracy_matched", matched),
@@ -481,6 +482,7 @@ def _findings(table: _Table) -> list[Finding]:
             "accuracy_matched",
             matched,
         ),
+        compared("credit: BMC above DPO", "DPO-BMC", "DPO", "share_wrong", mend),
         compared("credit: BC above MC", "DPO-BC", "DPO-MC", "share_wrong", mend),
         compared("credit: MC above DPO", "DPO-MC", "DPO", "share_wrong", mend),
         compared("credit: BMC above BC", "DPO-BMC", "DPO-BC", "share_wrong", mend),
