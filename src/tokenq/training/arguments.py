@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from tokenq.errors import UserError
 from tokenq.training.config import PreferenceConfig
@@ -263,9 +263,3 @@ def _unknown(name: str, names: Sequence[str], where: str) -> str:
     near = difflib.get_close_matches(plain, names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "tokenq train --help lists the names"
     return f"{where}: unknown argument {name!r}; {hint}"
-
-
-def own_names() -> set[str]:
-    """Names that are not transformers' TrainingArguments."""
-    inherited = {f.name for f in dataclasses.fields(TrainingArguments)}
-    return {f.name for cls in ARGUMENT_CLASSES for f in dataclasses.fields(cls)} - inherited
