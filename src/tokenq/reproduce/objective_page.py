@@ -136,8 +136,8 @@ def _reading(results: dict[str, Any]) -> str:
         below = [name for name in compared if _sign(arms[name]["less dpo"]) < 0]
         points.append(
             f"- Of {len(compared)} objectives, the interval of the paired difference from DPO lies "
-            f"above 0 for {_listed(above)} and below 0 for {_listed(below)}. With that many "
-            "comparisons and no correction one or two are expected by chance alone."
+            f"above 0 for {_listed(above)} and below 0 for {_listed(below)}. Without a "
+            f"correction {0.05 * len(compared):.1f} of them are expected there by chance alone."
         )
         close = [name for name in compared if _furthest(arms[name], arms[DPO.name]) <= _CLOSE]
         points.append(
