@@ -10,6 +10,11 @@ from tokenq.reproduce.statistics import Estimate, shown
 
 _COIN = "dpo, labels by coin"
 _CLOSE = 0.025
+_DISCOPOP = (
+    " DiscoPOP's loss rises with the margin where training starts, at margin 0: it has a local "
+    "minimum at beta * margin = -0.12, and only pairs above +0.07 are pushed the right way. So "
+    "short a run from the reference ends on the wrong side."
+)
 
 
 def page(results: dict[str, Any]) -> str:
@@ -146,6 +151,10 @@ def _reading(results: dict[str, Any]) -> str:
             "AdamW takes the size of that force out; a run of so few steps hardly leaves this "
             "range, so that what tells these objectives apart later does not show here."
         )
+    wrong = [n for n in trained if (arms[n]["measures"]["reward accuracy"]["high"] or 1.0) < 0.5]
+    if wrong:
+        why = _DISCOPOP if "discopop" in wrong else ""
+        points.append(f"- Below one half with the whole interval: {_listed(wrong)}.{why}")
     falls = [n for n in trained if arms[n]["measures"]["chosen"]["mean"] < 0]
     points.append(
         f"- The log-probability of held-out chosen answers falls for {len(falls)} of "
