@@ -14,9 +14,7 @@ NAV = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 def row_of(name: str) -> str:
     """The line of the table of methods that holds the objective."""
-    (row,) = (
-        line for line in INDEX.splitlines() if line.startswith("| [") and f"`{name}`" in line
-    )
+    (row,) = (line for line in INDEX.splitlines() if line.startswith("| [") and f"`{name}`" in line)
     return row
 
 
