@@ -36,7 +36,6 @@ class Scorer:
         """Score all answers of a batch in one packed forward."""
         pack = batch.pack().to(self.device)
         output: TokenLogps = model(packed=pack, extras=self._extras(pack))
-        prompts, responses = batch.flat()
         features = data_features(batch, self.device)
         for name, values in (("kl", output.kl), ("collision", output.collision)):
             if values is not None:
@@ -44,15 +43,14 @@ class Scorer:
         if "logits" in self.needs:
             features["logits"] = in_flat_order(output.taken, pack)
         if self.rewards is not None:
-            rewards = self.rewards.of(prompts, responses)
-            features["rewards"] = [row.to(self.device) for row in rewards]
+            features["rewards"] = [row.to(self.device) for row in self.rewards.of(*batch.flat())]
         scores = Scores(
             batch,
             in_flat_order(output.logps, pack),
             self._reference_logps(output, pack, batch),
             features,
         )
-        return scores, _token_metrics(output, pack, batch)
+        return scores, _token_metrics(output, pack, scores)
 
     def _extras(self, pack: Pack) -> Extras:
         whole = None
@@ -112,19 +110,21 @@ def as_leaves(scores: Scores) -> Scores:
     return Scores(scores.batch, leaves(scores.logps), scores.ref_logps, features)
 
 
-def _token_metrics(output: TokenLogps, pack: Pack, batch: Batch) -> Metrics:
+def _token_metrics(output: TokenLogps, pack: Pack, scores: Scores) -> Metrics:
+    batch = scores.batch
     places = batch.places()
     own = [i for i, (_, number) in enumerate(places) if number != MISMATCHED]
     first = [i for i in own if places[i][1] == 0]
-    spoken = _spoken(batch, output.logps.device)
+    segments = scores.features.get("segments")
 
-    def rows_of(values: Tensor) -> list[Tensor]:
-        rows = in_flat_order(values, pack)
-        return [row[spoken[i]] if i in spoken else row for i, row in enumerate(rows)]
+    def picked(rows: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
+        """The model's own tokens of the chosen answers."""
+        if segments is None:
+            return [rows[i] for i in chosen]
+        return [rows[i][segments[i] >= 0] for i in chosen]
 
     def mean(values: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-        rows = rows_of(values)
-        flat = torch.cat([rows[i] for i in chosen]).to(output.logps.dtype)
+        flat = torch.cat(picked(in_flat_order(values, pack), chosen)).to(output.logps.dtype)
         return flat.mean(), flat.new_tensor(len(flat))
 
     metrics = {
@@ -132,23 +132,9 @@ def _token_metrics(output: TokenLogps, pack: Pack, batch: Batch) -> Metrics:
         "mean_token_accuracy": mean(output.correct, first),
     }
     if batch.kind == "preference" and batch.width == 2:
-        rows = rows_of(output.logps.detach())
         for number, side in enumerate(("chosen", "rejected")):
             chosen = [i for i in own if places[i][1] == number]
-            sums = torch.stack([rows[i].sum() for i in chosen])
+            sums = torch.stack([row.detach().sum() for row in picked(scores.logps, chosen)])
             metrics[f"logps/{side}"] = (sums.mean(), sums.new_tensor(len(sums)))
             metrics[f"logits/{side}"] = mean(output.logits, chosen)
     return metrics
-
-
-def _spoken(batch: Batch, device: torch.device) -> dict[int, Tensor]:
-    """Places of the model's own tokens in each answer, by its number, that holds others' too."""
-    segments = batch.features.get("segments")
-    if segments is None:
-        return {}
-    own = [(i, segments[row][n]) for i, (row, n) in enumerate(batch.places()) if n != MISMATCHED]
-    return {
-        i: torch.tensor([t for t, turn in enumerate(turns) if turn >= 0], device=device)
-        for i, turns in own
-        if min(turns) < 0
-    }
