@@ -115,6 +115,24 @@ def _under_divergence(divergence: laws.Divergence, law: str, **settings: Any) ->
     )
 
 
+def _with_target_margin(objective: str, **settings: float) -> Target:
+    """A reference-free loss whose margins shall reach GAMMA."""
+    return Target(
+        "PRA",
+        "exp(r/tau)/Z with every margin stretched by gamma",
+        TILT_OF_UNIFORM,
+        COMPROMISE,
+        FLATTER,
+        RATIO,
+        lambda bandit: laws.two_answer_law(
+            bandit.without_reference(), partial(laws.target_margin, gamma=GAMMA)
+        ),
+        "two answers",
+        objective,
+        settings,
+    )
+
+
 TARGETS: dict[str, Target] = {
     "BDA": Target(
         "BDA",
@@ -333,20 +351,7 @@ TARGETS: dict[str, Target] = {
         closed_form=laws.uniform_prior_law,
         simpo_gamma=0.0,
     ),
-    "simpo": Target(
-        "PRA",
-        "exp(r/tau)/Z with every margin stretched by gamma",
-        TILT_OF_UNIFORM,
-        COMPROMISE,
-        FLATTER,
-        RATIO,
-        lambda bandit: laws.two_answer_law(
-            bandit.without_reference(), partial(laws.target_margin, gamma=GAMMA)
-        ),
-        "two answers",
-        "simpo",
-        {"simpo_gamma": GAMMA},
-    ),
+    "simpo": _with_target_margin("simpo", simpo_gamma=GAMMA),
     "alphapo": Target(
         "PRA",
         "that of f-DPO with order 1 - alpha and a uniform reference, at gamma = 0",
@@ -554,20 +559,7 @@ TARGETS: dict[str, Target] = {
         closed_form=laws.uniform_prior_law,
         q_rm_gamma=0.0,
     ),
-    "q_rm": Target(
-        "PRA",
-        "exp(r/tau)/Z with every margin stretched by gamma",
-        TILT_OF_UNIFORM,
-        COMPROMISE,
-        FLATTER,
-        RATIO,
-        lambda bandit: laws.two_answer_law(
-            bandit.without_reference(), partial(laws.target_margin, gamma=GAMMA)
-        ),
-        "two answers",
-        "q_rm",
-        {"q_rm_gamma": GAMMA},
-    ),
+    "q_rm": _with_target_margin("q_rm", q_rm_gamma=GAMMA),
     "implicit_prm": Target(
         "labels",
         "log-ratios near logit(w)/tau, as far as probabilities that sum to 1 allow",
