@@ -1,11 +1,12 @@
 """What the machine can do, measured: the matrix-product rate that bounds a training step."""
 
-import platform
 import statistics
 import time
 from typing import Any
 
 import torch
+
+from tokenq.reproduce.machine import processor_name
 
 
 def gemm_rate(rows: int, hidden: int, inner: int, repeats: int = 15) -> float:
@@ -30,14 +31,8 @@ def describe(threads: int) -> dict[str, Any]:
     import importlib.metadata as metadata
 
     packages = ("torch", "transformers", "trl", "accelerate", "peft")
-    model = platform.processor()
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next(line.split(":")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        pass
     return {
-        "processor": model,
+        "processor": processor_name(),
         "threads": threads,
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: metadata.version(name) for name in packages},

@@ -7,7 +7,6 @@
 import argparse
 import copy
 import itertools
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -36,6 +35,7 @@ from tokenq.reproduce.synthetic.fitting import (
     fit_responses,
 )
 from tokenq.reproduce.synthetic.policies import Ids, sample, scores, sums, tiny_policy
+from tokenq.reproduce.synthetic.world import SeededWorld
 
 DIGITS = 6
 MOST_TOKENS = 2 * DIGITS + 6
@@ -105,12 +105,8 @@ QUICK = Scale(
 )
 
 
-class World:
+class World(SeededWorld[Scale]):
     """Everything that the runs of one seed share; each part is made when it is first asked for."""
-
-    def __init__(self, scale: Scale, seed: int) -> None:
-        self.scale = scale
-        self.seed = seed
 
     @cached_property
     def start(self) -> LlamaForCausalLM:
@@ -181,10 +177,6 @@ class World:
     def bridged_scores(self) -> FixedReference:
         """The start's scores of the bridged pairs."""
         return FixedReference.of(self.start, self.bridged)
-
-    def draw(self, purpose: int) -> random.Random:
-        """Randomness of its own for each purpose."""
-        return random.Random(1000 * self.seed + purpose)
 
     def _mistakes(self, count: int, purpose: int) -> tuple[list[Ids], list[Ids]]:
         draw = self.draw(purpose)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from tokenq import __version__
 from tokenq.errors import UserError
+from tokenq.reproduce.machine import processor_name
 from tokenq.storage import check_writable, write_text
 
 Results = dict[str, Any]
@@ -92,7 +92,7 @@ def carry_out(
             "command": command,
             "date": date.today().isoformat(),
             "version": __version__,
-            "machine": {"processor": _processor(), "cores": os.cpu_count()},
+            "machine": {"processor": processor_name(), "cores": os.cpu_count()},
             "results": experiment.run(run),
         }
         write_text(path, json.dumps(document, indent=1) + "\n")
@@ -112,11 +112,3 @@ def _page(name: str, document: Mapping[str, Any], body: str) -> str:
         f"![{name}](figure.png)\n\n"
         f"{body.strip()}\n"
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -8,7 +8,6 @@ import argparse
 import copy
 import itertools
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -35,6 +34,7 @@ from tokenq.reproduce.synthetic.fitting import (
     fit_responses,
 )
 from tokenq.reproduce.synthetic.policies import Ids, sample, scores, sums, tiny_policy
+from tokenq.reproduce.synthetic.world import SeededWorld
 
 ARMS = {
     "self": "the policy's own start",
@@ -115,12 +115,8 @@ QUICK = Scale(
 )
 
 
-class World:
+class World(SeededWorld[Scale]):
     """Everything that the runs of one seed share; each part is made when it is first asked for."""
-
-    def __init__(self, scale: Scale, seed: int) -> None:
-        self.scale = scale
-        self.seed = seed
 
     @cached_property
     def start(self) -> LlamaForCausalLM:
@@ -182,10 +178,6 @@ class World:
             bare = [[clauses.BOS] for _ in pairs.prompts]
             return FixedReference.of(self.start, Pairs(bare, pairs.chosen, pairs.rejected))
         return FixedReference.of(self.strong if arm == "strong" else self.strong_inverted, pairs)
-
-    def draw(self, purpose: int) -> random.Random:
-        """Randomness of its own for each purpose."""
-        return random.Random(1000 * self.seed + purpose)
 
     def _trained(self, writer: clauses.Writer, purpose: int) -> LlamaForCausalLM:
         draw = self.draw(purpose)
