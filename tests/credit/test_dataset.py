@@ -11,10 +11,9 @@ import tokenq
 import tokenq.credit.dataset as dataset
 from tokenq.credit import credit_dataset
 from tokenq.credit.dataset import CreditOptions
-from tokenq.credit.vocabulary import reference_of
 from tokenq.data.loading import Rows, load_rows
 from tokenq.errors import UserError
-from tokenq.models.pair import Pair, load_pair
+from tokenq.models.pair import Pair, load_pair, reference_of
 from tokenq.models.reference_cache import ReferenceCache
 
 SENTENCES = [

@@ -132,9 +132,9 @@ def _score(
     pair: "Pair", name: str, rows: "Rows", arguments: argparse.Namespace, console: Console
 ) -> tuple[list["PairScore"], dict[str, Any]]:
     """Scores, and what preparation counted."""
-    from tokenq.credit.api import context_length
     from tokenq.data import prepare
     from tokenq.judges import score_pairs
+    from tokenq.models.pair import context_length
 
     limits = [each for each in (arguments.max_length, context_length(pair)) if each]
     prepared = prepare(rows, pair.tokenizer, max_length=min(limits, default=2**31))
@@ -157,9 +157,9 @@ def _write(
     arguments: argparse.Namespace,
 ) -> None:
     from tokenq import __version__
-    from tokenq.credit.vocabulary import reference_of
     from tokenq.judges import reliability_figure
     from tokenq.models import weight_hash
+    from tokenq.models.pair import reference_of
     from tokenq.storage import write_text
 
     lines = [

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tokenq.credit.result import Credit, token_texts
-from tokenq.credit.vocabulary import VocabularyReader, reference_of, token_text
+from tokenq.credit.vocabulary import VocabularyReader, token_text
 from tokenq.data.encoding import EncodedResponse, encode
 from tokenq.data.formats import Messages
 from tokenq.errors import UserError
-from tokenq.models.forward import causal_lm
 from tokenq.models.logps import token_logps
-from tokenq.models.pair import Pair
-from tokenq.models.reference import AdapterOff, scoring
+from tokenq.models.pair import Pair, context_length, reference_of
+from tokenq.models.reference import scoring
 
 
 def credit(
@@ -69,14 +68,3 @@ def assemble(
         reference_name=pair.reference_name or "the reference",
         vocabulary=vocabulary,
     )
-
-
-def context_length(pair: Pair) -> int | None:
-    """The most tokens that both models can read, or None where neither says."""
-    limits = []
-    for side in (pair.policy, pair.reference):
-        inner = side.peft_model if isinstance(side, AdapterOff) else side
-        if inner is not None:
-            config = causal_lm(inner).config.get_text_config()
-            limits.append(getattr(config, "max_position_embeddings", None))
-    return min((limit for limit in limits if limit), default=None)

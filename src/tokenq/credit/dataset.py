@@ -6,18 +6,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenq.credit.api import assemble, context_length
+from tokenq.credit.api import assemble
 from tokenq.credit.journal import Journal, read_records
 from tokenq.credit.result import Credit
 from tokenq.credit.summary import Summary
-from tokenq.credit.vocabulary import Alternative, Survey, reference_of, survey
+from tokenq.credit.vocabulary import Alternative, Survey, survey
 from tokenq.data.encoding import EncodedResponse, encode
 from tokenq.data.formats import Kind, Messages
 from tokenq.data.loading import Rows
 from tokenq.errors import UserError
 from tokenq.models.fingerprint import weight_hash
 from tokenq.models.logps import TOKEN_BUDGET, token_logps
-from tokenq.models.pair import Pair
+from tokenq.models.pair import Pair, context_length, reference_of
 from tokenq.models.reference import scoring
 from tokenq.models.reference_cache import ReferenceCache
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tokenq.errors import UserError
 from tokenq.models.forward import causal_lm, response_hidden
 from tokenq.models.head import vocabulary_logps
 from tokenq.models.logps import TOKEN_BUDGET
 from tokenq.models.packing import Ids
-from tokenq.models.pair import Pair, Reference
+from tokenq.models.pair import Pair, reference_of
 from tokenq.models.reference import scoring
 
 _CHUNK_ELEMENTS = 2**23
@@ -176,16 +175,6 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     if text and "�" not in text:
         return text
     return str(tokenizer.convert_ids_to_tokens(token))
-
-
-def reference_of(pair: Pair) -> Reference:
-    """The pair's reference. Raises UserError where it has none."""
-    if pair.reference is None:
-        raise UserError(
-            f"'{pair.policy_name}' has no reference, so its tokens have no implicit reward; "
-            "accepted: reference= (--reference), what its preference training started from"
-        )
-    return pair.reference
 
 
 def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:

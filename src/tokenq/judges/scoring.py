@@ -11,7 +11,7 @@ from tokenq.data.preparation import Prepared
 from tokenq.errors import UserError
 from tokenq.judges.pair_accuracy import PairScore, ResponseScore
 from tokenq.models.logps import TOKEN_BUDGET, token_logps
-from tokenq.models.pair import Pair
+from tokenq.models.pair import Pair, reference_of
 from tokenq.models.reference import scoring
 from tokenq.models.reference_cache import ReferenceCache
 
@@ -36,17 +36,13 @@ def score_pairs(
 
     Raises UserError for a pair without a reference, or rows of another kind.
     """
-    if pair.reference is None:
-        raise UserError(
-            f"'{pair.policy_name}' has no reference, so its responses have no implicit reward; "
-            "accepted: reference= (--reference), what its preference training started from"
-        )
+    reference = reference_of(pair)
     if prepared.kind != "preference":
         raise UserError(
             f"the rows are of kind '{prepared.kind}'; accepted: preference pairs (prompt, chosen, "
             "rejected)"
         )
-    cache = ReferenceCache.open(pair.reference, cache_root)
+    cache = ReferenceCache.open(reference, cache_root)
     scores: list[PairScore] = []
     rows = list(prepared.dataset)
     prompts, responses = _flat(rows)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenq.errors import UserError
 from tokenq.models.checkpoint import Checkpoint, inspect
+from tokenq.models.forward import causal_lm
 from tokenq.models.loading import load_policy, load_tokenizer, resolve_device, resolve_dtype
 from tokenq.models.reference import AdapterOff, adapter_obstacle
 from tokenq.models.vocabulary import check_rows, check_same_vocabulary, embedding_rows
@@ -117,6 +118,27 @@ def load_pair(
     if words is not None:
         check_rows(words, embedding_rows(frozen), theirs.name)
     return Pair(model, frozen, words, ours.name, theirs.name or "the adapter's base")
+
+
+def reference_of(pair: Pair) -> Reference:
+    """The pair's reference. Raises UserError where it has none."""
+    if pair.reference is None:
+        raise UserError(
+            f"'{pair.policy_name}' has no reference, so its responses have no implicit reward; "
+            "accepted: reference= (--reference), what its preference training started from"
+        )
+    return pair.reference
+
+
+def context_length(pair: Pair) -> int | None:
+    """The most tokens that both models can read, or None where neither says."""
+    limits = []
+    for side in (pair.policy, pair.reference):
+        inner = side.peft_model if isinstance(side, AdapterOff) else side
+        if inner is not None:
+            config = causal_lm(inner).config.get_text_config()
+            limits.append(getattr(config, "max_position_embeddings", None))
+    return min((limit for limit in limits if limit), default=None)
 
 
 @dataclass(frozen=True)
