@@ -1,22 +1,34 @@
-"""The whole vocabulary at the positions of a response, under policy and reference, in chunks."""
+"""The whole vocabulary at the positions of a response, under policy and reference, in chunks.
 
+One sweep over the two heads tells the log-probs of the tokens that stand there, what each state is
+like (entropies, divergence, normaliser), and the best alternatives. No tensor is larger than a
+chunk of positions times the vocabulary.
+"""
+
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tokenq.models.forward import causal_lm, response_hidden
-from tokenq.models.head import vocabulary_logps
+from tokenq.models.head import Head
 from tokenq.models.logps import TOKEN_BUDGET
 from tokenq.models.packing import Ids
 from tokenq.models.pair import Pair, reference_of
 from tokenq.models.reference import scoring
 
 _CHUNK_ELEMENTS = 2**23
-"""Entries of one `[positions, vocabulary]` tensor; a few of them are alive at the same time."""
+"""Entries of one `[positions, vocabulary]` tensor of logits; two of them are alive at a time."""
+
+_ROWS = 16
+"""Rows of a chunk that are swept together on a CPU: small enough to stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +46,49 @@ class Alternative:
     reward: float
 
 
-@dataclass(frozen=True)
-class Survey:
-    """One response and what else could have been said: `logps`, `ref_logps` [T] of its tokens in
-    nats, and the best alternatives at each of its T positions."""
+@dataclass(frozen=True, eq=False)
+class StateFacts:
+    """The T positions of a response as both models see them; every field is [T], on the CPU.
+
+    logps, ref_logps: log-probs of the token that stands there, under policy and reference
+    entropy:          of the policy's next-token distribution
+    ref_entropy:      of the reference's
+    divergence:       KL(pi_ref(. | s_t) || pi(. | s_t))
+    normaliser:       logsumexp of the policy's logits
+    taken:            the policy's logit of the token that stands there: logps + normaliser
+
+    All in nats, beta not included, but for the last two, whose zero is the network's own. Each
+    model is normalised over its own head, padding rows included, as when it generates; the
+    divergence counts the tokens that both heads score.
+    """
 
     logps: Tensor
     ref_logps: Tensor
+    entropy: Tensor
+    ref_entropy: Tensor
+    divergence: Tensor
+    normaliser: Tensor
+    taken: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Survey(StateFacts):
+    """One response, and the best alternatives at each of its T positions if they were wanted."""
+
     alternatives: list[list[Alternative]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which alternatives are looked for: the `k` tokens of highest implicit reward.
+
+    min_probability: tokens to which the policy gives less are left out; a position may then have
+                     fewer than `k`
+    """
+
+    k: int
+    beta: float
+    min_probability: float = 0.0
 
 
 class VocabularyReader:
@@ -61,14 +108,29 @@ class VocabularyReader:
         policy, reference = hidden_states(self._pair, [prompt_ids], [response_ids], TOKEN_BUDGET)
         return policy[0], reference[0]
 
+    def facts(self) -> StateFacts:
+        """What both models say at every position, in one sweep over the vocabulary."""
+        policy, reference = self._states
+        facts, _ = sweep(self._pair, policy, reference, torch.tensor(self._ids[1]), None)
+        return facts
+
+    def logps(self, position: int) -> tuple[Tensor, Tensor]:
+        """log pi(. | s) and log pi_ref(. | s) at one position: [V] each, in nats.
+
+        V: the tokens that the tokenizer knows and both models score.
+        """
+        states = (each[position : position + 1] for each in self._states)
+        [(logps, ref_logps)] = paired_logps(self._pair, *states)
+        return logps[0].cpu(), ref_logps[0].cpu()
+
     def best(
         self, start: int, end: int, k: int, beta: float, min_probability: float
     ) -> list[list[Alternative]]:
         """The `k` best tokens at each position of `start:end`, by implicit reward."""
-        states = tuple(each[start:end] for each in self._states)
-        found: list[list[Alternative]] = []
-        for logps, ref_logps in paired_logps(self._pair, *states):
-            found += best_tokens(self._pair.tokenizer, logps, ref_logps, k, beta, min_probability)
+        policy, reference = (each[start:end] for each in self._states)
+        targets = torch.tensor(self._ids[1][start:end])
+        search = Search(k, beta, min_probability)
+        _, found = sweep(self._pair, policy, reference, targets, search)
         return found
 
 
@@ -84,26 +146,22 @@ def survey(
 ) -> list[Survey]:
     """Score responses and find the best alternatives at all their positions, in one forward each.
 
-    Memory: the hidden states of all rows given, and one chunk over the vocabulary.
+    k: 0 looks for none
+
+    Memory: the hidden states of all rows given, and two chunks over the vocabulary.
     """
     lengths = [len(response) for response in responses]
-    states = hidden_states(pair, prompts, responses, token_budget)
-    policy, reference = (torch.cat(each) for each in states)
+    policy, reference = map(torch.cat, hidden_states(pair, prompts, responses, token_budget))
     targets = torch.tensor([token for response in responses for token in response])
-    parts: list[Tensor] = []
-    alternatives: list[list[Alternative]] = []
-    at = 0
-    for chunk in paired_logps(pair, policy, reference):
-        taken = targets[at : at + len(chunk[0]), None].to(chunk[0].device)
-        parts.append(torch.cat([each.gather(1, taken) for each in chunk], dim=1).cpu())
-        alternatives += best_tokens(pair.tokenizer, *chunk, k, beta, min_probability)
-        at += len(taken)
-    surveys = []
-    at = 0
-    for scores in torch.cat(parts).split(lengths):
-        listed = alternatives[at : at + len(scores)]
-        surveys.append(Survey(scores[:, 0].contiguous(), scores[:, 1].contiguous(), listed))
-        at += len(scores)
+    search = Search(k, beta, min_probability) if k else None
+    facts, found = sweep(pair, policy, reference, targets, search)
+    names = [field.name for field in fields(StateFacts)]
+    surveys, at = [], 0
+    for length in lengths:
+        part = slice(at, at + length)
+        row = {name: getattr(facts, name)[part].clone() for name in names}
+        surveys.append(Survey(**row, alternatives=found[part]))
+        at += length
     return surveys
 
 
@@ -118,56 +176,88 @@ def hidden_states(
     return sides[0], sides[1]
 
 
+def sweep(
+    pair: Pair, policy: Tensor, reference: Tensor, targets: Tensor, search: Search | None
+) -> tuple[StateFacts, list[list[Alternative]]]:
+    """Read N positions over the whole vocabulary, once: facts [N], and alternatives if wanted.
+
+    policy, reference: [N, H] the states from which both models predict
+    targets:           [N] the tokens that stand there
+
+    Alternatives are tokens that the tokenizer knows and both models score.
+    """
+    known = max(pair.tokenizer.get_vocab().values()) + 1
+    parts: list[StateFacts] = []
+    alternatives: list[list[Alternative]] = []
+    at = 0
+    for logits, ref_logits in _paired_logits(pair, policy, reference):
+        target = targets[at : at + len(logits), None].to(logits.device)
+        at += len(logits)
+        rows = _ROWS if logits.device.type == "cpu" else len(logits)
+        for block in (slice(start, start + rows) for start in range(0, len(logits), rows)):
+            facts, logps, ref_logps = _read_(logits[block], ref_logits[block], target[block])
+            parts.append(facts)
+            if search is not None:
+                best = best_tokens(logps[:, :known], ref_logps[:, :known], search)
+                alternatives += _listed(pair.tokenizer, best, len(facts.logps))
+    return _joined(parts), alternatives
+
+
 def paired_logps(pair: Pair, policy: Tensor, reference: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield log pi(. | s) and log pi_ref(. | s), each [n, V], for consecutive parts of the states.
 
     V: the tokens that the tokenizer knows and both models score; each model is normalised over its
     own head, padding rows included, as when it generates.
     """
-    width = max(pair.tokenizer.get_vocab().values()) + 1
-    for first, second in zip(*_split(pair, (policy, reference)), strict=True):
-        with scoring(pair.policy) as model:
-            logps = vocabulary_logps(causal_lm(model), first)
-        with scoring(reference_of(pair)) as model:
-            ref_logps = vocabulary_logps(causal_lm(model), second).to(logps.device)
-        shared = min(width, logps.shape[1], ref_logps.shape[1])
-        yield logps[:, :shared], ref_logps[:, :shared]
+    known = max(pair.tokenizer.get_vocab().values()) + 1
+    for logits, ref_logits in _paired_logits(pair, policy, reference):
+        shared = min(known, logits.shape[1], ref_logits.shape[1])
+        yield logits.log_softmax(-1)[:, :shared], ref_logits.log_softmax(-1)[:, :shared]
 
 
-def best_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-    logps: Tensor,
-    ref_logps: Tensor,
-    k: int,
-    beta: float,
-    min_probability: float,
-) -> list[list[Alternative]]:
-    """The `k` tokens of highest beta * (logps - ref_logps) in each row, best first.
+@dataclass(frozen=True, eq=False)
+class BestTokens:
+    """M tokens found at n positions, ordered by position and then from the best down.
+
+    row: [M] the position; token_id [M]; logp, ref_logp, reward [M], as in `Alternative`
+    """
+
+    row: NDArray[np.int64]
+    token_id: NDArray[np.int64]
+    logp: NDArray[np.float64]
+    ref_logp: NDArray[np.float64]
+    reward: NDArray[np.float64]
+
+
+def best_tokens(logps: Tensor, ref_logps: Tensor, search: Search) -> BestTokens:
+    """The `search.k` tokens of highest beta * (logps - ref_logps) in each row.
 
     logps, ref_logps: [n, V], nats
-    min_probability:  tokens to which the policy gives less are left out; a row may then hold fewer
-                      than `k`
     """
-    rewards = beta * (logps - ref_logps)
-    # A token that both models exclude has no log-ratio.
-    plausible = ~rewards.isnan()
-    if min_probability > 0:
-        plausible &= logps.exp() >= min_probability
-    scored = rewards.where(plausible, torch.full_like(rewards, -torch.inf))
-    best = scored.topk(min(k, scored.shape[1]), dim=1).indices
-    columns = [each.gather(1, best).tolist() for each in (plausible, logps, ref_logps, rewards)]
-    return [
-        [
-            Alternative(token, token_text(tokenizer, token), logp, ref_logp, reward)
-            for token, kept, logp, ref_logp, reward in zip(*row, strict=True)
-            if kept
-        ]
-        for row in zip(best.tolist(), *columns, strict=True)
-    ]
+    row, token = _candidates(logps, ref_logps, search)
+    logp, ref_logp = (each[row, token].double().cpu().numpy() for each in (logps, ref_logps))
+    rows, ids = row.cpu().numpy(), token.cpu().numpy()
+    reward = search.beta * (logp - ref_logp)
+    order = np.lexsort((ids, -reward, rows))
+    ordered = rows[order]
+    better = np.arange(len(ordered)) - np.searchsorted(ordered, ordered, side="left")
+    order = order[better < search.k]
+    return BestTokens(rows[order], ids[order], logp[order], ref_logp[order], reward[order])
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """A token as it reads inside a text, with its leading blank; bytes of a character by name."""
+    known = _TOKEN_TEXTS.setdefault(tokenizer, {})
+    if token not in known:
+        known[token] = _token_text(tokenizer, token)
+    return known[token]
+
+
+_TOKEN_TEXTS: WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, str]] = WeakKeyDictionary()
+"""Texts that were asked for: a data set asks for the same few thousand again and again."""
+
+
+def _token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     anchor = _anchor(tokenizer)
     alone = str(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
     both = str(tokenizer.decode([*anchor, token], clean_up_tokenization_spaces=False))
@@ -183,7 +273,103 @@ def _anchor(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def _split(pair: Pair, states: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, ...], ...]:
+def _paired_logits(
+    pair: Pair, policy: Tensor, reference: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield both models' logits, each [n, V] over its own head, for consecutive positions."""
     rows = causal_lm(pair.policy).get_output_embeddings().weight.shape[0]
     positions = max(1, _CHUNK_ELEMENTS // int(rows))
-    return tuple(each.split(positions) for each in states)
+    parts = (each.split(positions) for each in (policy, reference))
+    for first, second in zip(*parts, strict=True):
+        with scoring(pair.policy) as model:
+            logits = Head.of(causal_lm(model)).logits(first)
+        with scoring(reference_of(pair)) as model:
+            ref_logits = Head.of(causal_lm(model)).logits(second).to(logits.device)
+        yield logits, ref_logits
+
+
+def _read_(logits: Tensor, ref_logits: Tensor, target: Tensor) -> tuple[StateFacts, Tensor, Tensor]:
+    """Facts [n], and both models' logits [n, V] turned into log-probabilities in place.
+
+    target: [n, 1]
+    """
+    taken = logits.gather(1, target)
+    ours, theirs = _Softmax.of_(logits), _Softmax.of_(ref_logits)
+    entropy, ref_entropy = ours.entropy(logits), theirs.entropy(ref_logits)
+    # The same operations on both sides: equal models have log-ratios of exactly zero.
+    logps, ref_logps = logits.sub_(ours.log_total), ref_logits.sub_(theirs.log_total)
+    shared = min(logps.shape[1], ref_logps.shape[1])
+    ratios = ref_logps[:, :shared] - logps[:, :shared]
+    divergence = _expectation(theirs.weights[:, :shared], ratios) / theirs.total
+    columns = (
+        logps.gather(1, target),
+        ref_logps.gather(1, target),
+        entropy,
+        ref_entropy,
+        divergence,
+        ours.greatest + ours.log_total,
+        taken,
+    )
+    return StateFacts(*(column.squeeze(1) for column in columns)), logps, ref_logps
+
+
+@dataclass(frozen=True, eq=False)
+class _Softmax:
+    """Of n rows: their greatest logit, total and log_total of exp(logit - greatest), each [n, 1],
+    and these exponentials themselves, [n, V]."""
+
+    greatest: Tensor
+    weights: Tensor
+    total: Tensor
+    log_total: Tensor
+
+    @classmethod
+    def of_(cls, logits: Tensor) -> "_Softmax":
+        """Read rows of logits, which are shifted in place to a greatest of 0."""
+        greatest = logits.amax(1, keepdim=True)
+        weights = logits.sub_(greatest).exp()
+        total = weights.sum(1, keepdim=True)
+        return cls(greatest, weights, total, total.log())
+
+    def entropy(self, shifted: Tensor) -> Tensor:
+        """[n, 1] nats, of the rows that :meth:`of_` has shifted."""
+        return self.log_total - _expectation(self.weights, shifted) / self.total
+
+
+def _expectation(weights: Tensor, values: Tensor) -> Tensor:
+    """[n, 1] sums of weights times values, where a weight of 0 silences a value that is none."""
+    sums = torch.linalg.vecdot(weights, values)[:, None]
+    if bool(sums.isnan().any()):
+        sums = torch.where(weights > 0, weights * values, 0.0).sum(1, keepdim=True)
+    return sums
+
+
+def _candidates(logps: Tensor, ref_logps: Tensor, search: Search) -> tuple[Tensor, Tensor]:
+    """Rows and tokens [M] each, the best of every row among them."""
+    shared = min(logps.shape[1], ref_logps.shape[1])
+    logps, ref_logps = logps[:, :shared], ref_logps[:, :shared]
+    if search.min_probability > 0:
+        # At most 1 / min_probability tokens of a row: nothing has to be ranked over all of it.
+        row, token = (logps >= math.log(search.min_probability)).nonzero(as_tuple=True)
+        return row, token
+    ratios = logps - ref_logps
+    # A token that both models exclude has no log-ratio.
+    ratios.masked_fill_(none := ratios.isnan(), -torch.inf)
+    best = ratios.topk(min(search.k, shared), dim=1).indices
+    row, place = (~none.gather(1, best)).nonzero(as_tuple=True)
+    return row, best[row, place]
+
+
+def _listed(
+    tokenizer: PreTrainedTokenizerBase, best: BestTokens, rows: int
+) -> list[list[Alternative]]:
+    listed: list[list[Alternative]] = [[] for _ in range(rows)]
+    columns = (best.row, best.token_id, best.logp, best.ref_logp, best.reward)
+    for row, token, *scores in zip(*(column.tolist() for column in columns), strict=True):
+        listed[row].append(Alternative(token, token_text(tokenizer, token), *scores))
+    return listed
+
+
+def _joined(parts: Sequence[StateFacts]) -> StateFacts:
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(StateFacts))
+    return StateFacts(*(torch.cat(column).cpu() for column in columns))
