@@ -32,6 +32,8 @@ def normalise(row):
         ({"prompt", "completion", "label"}, "unpaired"),
         ({"prompt", "completions"}, "ranked"),
         ({"prompt", "completions", "scores"}, "ranked"),
+        ({"prompt", "responses"}, "ranked"),
+        ({"prompt", "completion", "responses"}, "sft"),
     ],
 )
 def test_kind_by_columns(columns, kind):
@@ -135,6 +137,19 @@ def test_ranked_is_best_first_and_ties_share_a_rank():
     }
     ranked = {"prompt": "Q", "completions": ["a", "b"], "ranks": [2, 1]}
     assert normalise(ranked)["completions"] == ["b", "a"]
+
+
+def test_responses_have_no_order_of_their_own():
+    row = {"prompt": "Q", "responses": ["a", "b", "c"]}
+    expected = {"prompt": "Q", "completions": ["a", "b", "c"], "ranks": [0, 0, 0]}
+    assert normalise(row) == expected
+    assert normalise({**row, "scores": [1, 3, 2]})["completions"] == ["b", "c", "a"]
+    chat = {"prompt": [user("Q")], "responses": [[said("a")], [said("b")]]}
+    assert normalise(chat)["completions"] == chat["responses"]
+    with pytest.raises(MalformedRow, match="field 'responses' is"):
+        normalise({"prompt": "Q", "responses": ["a"]})
+    with pytest.raises(MalformedRow, match=r"field 'responses\[1\]' is empty"):
+        normalise({"prompt": "Q", "responses": ["a", " "]})
 
 
 def test_arrow_nulls_in_messages_are_not_keys():

@@ -130,6 +130,30 @@ def test_ranked_messages_from_arrow(tmp_path, form):
     assert loaded["ranks"] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "saved"])
+def test_responses_without_an_order(tmp_path, form):
+    rows = [{"prompt": "Q", "responses": ["a", "b"]}]
+    if form == "csv":
+        path = tmp_path / "rows.csv"
+        path.write_text('prompt,responses\nQ,"[""a"", ""b""]"\n')
+    else:
+        path = write_as(form, rows, tmp_path)
+    loaded = load_rows(path)
+    assert loaded.kind == "ranked"
+    assert loaded.dataset[0] == {
+        "prompt": "Q",
+        "completions": ["a", "b"],
+        "ranks": [0, 0],
+        "row": 0,
+    }
+
+
+def test_message_responses_from_arrow(tmp_path):
+    answers = [[{"role": "assistant", "content": text}] for text in "ab"]
+    path = write_as("parquet", [{"prompt": "Q", "responses": answers}], tmp_path)
+    assert load_rows(path).dataset[0]["completions"] == answers
+
+
 # --- malformed rows
 
 BAD_JSONL = [

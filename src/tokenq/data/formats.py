@@ -18,7 +18,8 @@ Messages = list[Message]
 
 ACCEPTED_COLUMNS = (
     "prompt+chosen+rejected (or chosen+rejected that begin alike), prompt+completion, "
-    "prompt+completion+label, prompt+completions (best first, or with scores or ranks), or messages"
+    "prompt+completion+label, prompt+completions (best first, or with scores or ranks), "
+    "prompt+responses (in no order, unless with scores or ranks), or messages"
 )
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "preference": ("prompt", "chosen", "rejected"),
@@ -57,7 +58,8 @@ class RowFormat:
         """Tell the format from the column names and from the first row that shows its answers.
 
         Preference columns win over all others, and `messages` is looked at last: published
-        preference data often carries the other columns as extras.
+        preference data often carries the other columns as extras. `responses` are completions
+        without an order: all of the same rank, unless there are scores or ranks.
 
         Raises:
             UserError: no known set of columns is there.
@@ -122,16 +124,15 @@ class RowFormat:
         return {**self._sft(row), "label": bool(label)}
 
     def _ranked(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        completions = row.get("completions")
+        field = self.fields[1]
+        completions = row.get(field)
         if not isinstance(completions, list) or len(completions) < 2:
-            raise MalformedRow(
-                "completions", f"is {_shown(completions)}", "a list of 2 or more answers"
-            )
-        answers = [self._answer(each, f"completions[{i}]") for i, each in enumerate(completions)]
-        prompt, answers = self._with_prompt(row, answers, "completions")
+            raise MalformedRow(field, f"is {_shown(completions)}", "a list of 2 or more answers")
+        answers = [self._answer(each, f"{field}[{i}]") for i, each in enumerate(completions)]
+        prompt, answers = self._with_prompt(row, answers, field)
         for i, answer in enumerate(answers):
-            _require_answer_turns(answer, f"completions[{i}]")
-        ranks = list(range(len(answers)))
+            _require_answer_turns(answer, f"{field}[{i}]")
+        ranks = list(range(len(answers))) if field == "completions" else [0] * len(answers)
         if "scores" in self.fields:
             ranks = _dense_ranks([-s for s in _numbers(row, "scores", len(answers))])
         elif "ranks" in self.fields:
@@ -265,18 +266,15 @@ def _fields(names: set[str]) -> tuple[str, ...]:
     if {"chosen", "rejected"} <= names:
         return (*prompt, "chosen", "rejected")
     if {"prompt", "completions"} <= names:
-        order = tuple(sorted({"scores", "ranks"} & names))
         if "labels" in names:
             raise UserError(
                 "columns completions+labels (labelled steps) are not read; " + _accepted()
             )
-        if len(order) == 2:
-            raise UserError(
-                "columns scores and ranks are both there; keep the one that orders completions"
-            )
-        return ("prompt", "completions", *order)
+        return ("prompt", "completions", *_order(names, "completions"))
     if {"prompt", "completion"} <= names:
         return ("prompt", "completion", *(("label",) if "label" in names else ()))
+    if {"prompt", "responses"} <= names:
+        return ("prompt", "responses", *_order(names, "responses"))
     if "messages" in names:
         return ("messages",)
     raise UserError(
@@ -284,10 +282,20 @@ def _fields(names: set[str]) -> tuple[str, ...]:
     )
 
 
+def _order(names: set[str], answers: str) -> tuple[str, ...]:
+    """The column that orders the answers of a row, if there is one."""
+    order = tuple(sorted({"scores", "ranks"} & names))
+    if len(order) == 2:
+        raise UserError(
+            f"columns scores and ranks are both there; keep the one that orders {answers}"
+        )
+    return order
+
+
 def _kind(fields: tuple[str, ...]) -> Kind:
     if "chosen" in fields:
         return "preference"
-    if "completions" in fields:
+    if {"completions", "responses"} & set(fields):
         return "ranked"
     return "unpaired" if "label" in fields else "sft"
 
@@ -297,7 +305,7 @@ def _accepted() -> str:
 
 
 def _first_answer(value: Any, field: str) -> Any:
-    if field != "completions":
+    if field not in ("completions", "responses"):
         return value
     return value[0] if isinstance(value, list) and value else None
 

@@ -33,7 +33,8 @@ class Rows:
     * preference: ``prompt``, ``chosen``, ``rejected``
     * sft: ``prompt``, ``completion``
     * unpaired: ``prompt``, ``completion``, ``label`` (bool)
-    * ranked: ``prompt``, ``completions`` (best first), ``ranks`` (0 = best; equal ranks are ties)
+    * ranked: ``prompt``, ``completions`` (best first), ``ranks`` (0 = best; equal ranks are ties,
+      as are all those of a source's `responses`, which have no order)
 
     Prompts and answers are strings, or lists of messages, throughout the data set.
 
@@ -264,7 +265,8 @@ def _features(source: datasets.Features, form: RowFormat) -> datasets.Features:
     messages = datasets.List({"role": text, "content": text})
     if form.conversational and message_columns:
         kept = message_columns[-1] if form.message_answers else message_columns[0]
-        messages = source[kept].feature if kept == "completions" else source[kept]
+        listed = kept in ("completions", "responses")
+        messages = source[kept].feature if listed else source[kept]
     prompt_or_answer: Any = messages if form.conversational else text
     types: dict[str, Any] = {
         "prompt": prompt_or_answer,

@@ -26,7 +26,10 @@ _SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
 }
 # CSV cells of these columns are JSON.
-_JSON_CELLS = ("messages", "completions", "scores", "ranks", "tools", "chat_template_kwargs")
+_JSON_CELLS = (
+    *("messages", "completions", "responses", "scores", "ranks"),
+    *("tools", "chat_template_kwargs"),
+)
 
 
 @dataclass(frozen=True)
