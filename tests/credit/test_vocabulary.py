@@ -39,12 +39,16 @@ def plain_facts(pair: Pair, prompt: list[int], response: list[int]) -> StateFact
     ours = torch.distributions.Categorical(logits=logits)
     theirs = torch.distributions.Categorical(logits=full_logits(pair.reference, prompt, response))
     targets = torch.tensor(response)
+    ratios = ours.logits - theirs.logits
+    mean = (theirs.probs * ratios).sum(1, keepdim=True)
     return StateFacts(
         logps=ours.log_prob(targets),
         ref_logps=theirs.log_prob(targets),
         entropy=ours.entropy(),
         ref_entropy=theirs.entropy(),
         divergence=torch.distributions.kl_divergence(theirs, ours),
+        policy_divergence=torch.distributions.kl_divergence(ours, theirs),
+        ratio_variance=(theirs.probs * (ratios - mean).square()).sum(1),
         normaliser=logits.logsumexp(-1),
         taken=logits.gather(1, targets[:, None])[:, 0],
     )
@@ -72,13 +76,13 @@ def test_facts_equal_full_tensors(
             expected = plain_facts(pair, prompt, response)
             assert expected.divergence.min() > 1e-3
             assert_same(found, expected, 1e-9)
-            assert_same(VocabularyReader(pair, prompt, response).facts(), expected, 1e-9)
+            assert_same(VocabularyReader(pair, prompt, response).facts, expected, 1e-9)
             assert found.alternatives == []
 
 
 def test_facts_are_single_precision_on_the_cpu_and_the_log_probs_are_those_of_token_logps() -> None:
     pair = small_pair()
-    facts = VocabularyReader(pair, PROMPTS[0], RESPONSES[0]).facts()
+    facts = VocabularyReader(pair, PROMPTS[0], RESPONSES[0]).facts
     with scoring(pair.policy) as model:
         [logps] = token_logps(model, PROMPTS[:1], RESPONSES[:1])
     torch.testing.assert_close(facts.logps, logps, atol=1e-5, rtol=0)
@@ -92,7 +96,7 @@ def test_facts_are_single_precision_on_the_cpu_and_the_log_probs_are_those_of_to
 def test_equal_models_do_not_differ_by_one_bit() -> None:
     pair = small_pair()
     same = load_pair(pair.policy, pair.policy, tokenizer=pair.tokenizer)
-    facts = VocabularyReader(same, PROMPTS[1], RESPONSES[1]).facts()
+    facts = VocabularyReader(same, PROMPTS[1], RESPONSES[1]).facts
     assert torch.equal(facts.logps, facts.ref_logps)
     assert torch.equal(facts.entropy, facts.ref_entropy)
     assert torch.equal(facts.divergence, torch.zeros(5))
@@ -106,9 +110,9 @@ def test_an_adapter_against_its_base() -> None:
         random_model("llama", len(tokenizer), 1),
         tokenizer=tokenizer,
     )
-    facts = VocabularyReader(adapted, PROMPTS[0], RESPONSES[0]).facts()
+    facts = VocabularyReader(adapted, PROMPTS[0], RESPONSES[0]).facts
     assert facts.divergence.min() > 1e-4
-    assert_same(facts, VocabularyReader(apart, PROMPTS[0], RESPONSES[0]).facts(), 2e-5)
+    assert_same(facts, VocabularyReader(apart, PROMPTS[0], RESPONSES[0]).facts, 2e-5)
 
 
 def test_heads_with_padding_rows_of_different_number() -> None:
@@ -116,7 +120,7 @@ def test_heads_with_padding_rows_of_different_number() -> None:
     pair = small_pair()
     torch.manual_seed(0)
     pair.reference.resize_token_embeddings(len(pair.tokenizer) + 8, mean_resizing=False)
-    facts = VocabularyReader(pair, PROMPTS[0], RESPONSES[0]).facts()
+    facts = VocabularyReader(pair, PROMPTS[0], RESPONSES[0]).facts
     logps = full_logits(pair.policy, PROMPTS[0], RESPONSES[0]).log_softmax(-1)
     theirs = full_logits(pair.reference, PROMPTS[0], RESPONSES[0]).log_softmax(-1)
     width = logps.shape[1]
@@ -142,6 +146,8 @@ def test_tokens_that_a_model_excludes() -> None:
     torch.testing.assert_close(facts.ref_entropy[:1], theirs.entropy())
     expected = torch.distributions.kl_divergence(theirs, ours)
     torch.testing.assert_close(facts.divergence, torch.cat([expected, torch.tensor([torch.inf])]))
+    assert facts.ratio_variance.isfinite().tolist() == [True, False]
+    assert facts.policy_divergence.isfinite().all()
     everything = best_tokens(logps[:1], ref_logps[:1], Search(k=4, beta=1.0))
     assert sorted(everything.token_id) == kept
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tokenq.errors import UserError
 from tokenq.models.forward import causal_lm, response_hidden
 from tokenq.models.head import Head
 from tokenq.models.logps import TOKEN_BUDGET
@@ -50,16 +51,19 @@ class Alternative:
 class StateFacts:
     """The T positions of a response as both models see them; every field is [T], on the CPU.
 
-    logps, ref_logps: log-probs of the token that stands there, under policy and reference
-    entropy:          of the policy's next-token distribution
-    ref_entropy:      of the reference's
-    divergence:       KL(pi_ref(. | s_t) || pi(. | s_t))
-    normaliser:       logsumexp of the policy's logits
-    taken:            the policy's logit of the token that stands there: logps + normaliser
+    logps, ref_logps:  log-probs of the token that stands there, under policy and reference
+    entropy:           of the policy's next-token distribution
+    ref_entropy:       of the reference's
+    divergence:        KL(pi_ref(. | s_t) || pi(. | s_t)), minus the mean of log(pi / pi_ref) under
+                       the reference
+    policy_divergence: KL(pi(. | s_t) || pi_ref(. | s_t)), its mean under the policy
+    ratio_variance:    its variance under the reference, nats squared
+    normaliser:        logsumexp of the policy's logits
+    taken:             the policy's logit of the token that stands there: logps + normaliser
 
     All in nats, beta not included, but for the last two, whose zero is the network's own. Each
-    model is normalised over its own head, padding rows included, as when it generates; the
-    divergence counts the tokens that both heads score.
+    model is normalised over its own head, padding rows included, as when it generates; divergences
+    and variance count the tokens that both heads score.
     """
 
     logps: Tensor
@@ -67,6 +71,8 @@ class StateFacts:
     entropy: Tensor
     ref_entropy: Tensor
     divergence: Tensor
+    policy_divergence: Tensor
+    ratio_variance: Tensor
     normaliser: Tensor
     taken: Tensor
 
@@ -95,7 +101,8 @@ class VocabularyReader:
     """Full-vocabulary log-probabilities at the positions of one response.
 
     The hidden states (two of [T, H]) are computed at first use and kept; a row over the vocabulary
-    is computed when asked for.
+    is computed when asked for, by the heads as they are then. Heads that say something else by
+    then, because training went on, are refused: UserError.
     """
 
     def __init__(self, pair: Pair, prompt_ids: Ids, response_ids: Ids) -> None:
@@ -108,6 +115,7 @@ class VocabularyReader:
         policy, reference = hidden_states(self._pair, [prompt_ids], [response_ids], TOKEN_BUDGET)
         return policy[0], reference[0]
 
+    @cached_property
     def facts(self) -> StateFacts:
         """What both models say at every position, in one sweep over the vocabulary."""
         policy, reference = self._states
@@ -119,8 +127,11 @@ class VocabularyReader:
 
         V: the tokens that the tokenizer knows and both models score.
         """
-        states = (each[position : position + 1] for each in self._states)
+        there = slice(position, position + 1)
+        states = (each[there] for each in self._states)
         [(logps, ref_logps)] = paired_logps(self._pair, *states)
+        token = self._ids[1][position]
+        self._check(there, logps=logps[:, token], ref_logps=ref_logps[:, token])
         return logps[0].cpu(), ref_logps[0].cpu()
 
     def best(
@@ -130,8 +141,22 @@ class VocabularyReader:
         policy, reference = (each[start:end] for each in self._states)
         targets = torch.tensor(self._ids[1][start:end])
         search = Search(k, beta, min_probability)
-        _, found = sweep(self._pair, policy, reference, targets, search)
+        facts, found = sweep(self._pair, policy, reference, targets, search)
+        self._check(slice(start, end), **vars(facts))
         return found
+
+    def _check(self, part: slice, **now: Tensor) -> None:
+        """Raise UserError where the heads no longer say what :attr:`facts` holds."""
+        head = causal_lm(self._pair.policy).get_output_embeddings().weight
+        # Half precision rounds logits of 32 and more to a quarter.
+        tolerance = 0.5 if torch.finfo(head.dtype).bits <= 16 else 1e-3
+        for name in ("logps", "ref_logps"):
+            then = getattr(self.facts, name)[part]
+            if not torch.allclose(now[name].cpu(), then, 1e-4, tolerance, equal_nan=True):
+                raise UserError(
+                    "the weights of a model have changed since this credit was computed; accepted: "
+                    "credit of the models as they are, tokenq.credit(...) once more"
+                )
 
 
 def survey(
@@ -299,14 +324,21 @@ def _read_(logits: Tensor, ref_logits: Tensor, target: Tensor) -> tuple[StateFac
     # The same operations on both sides: equal models have log-ratios of exactly zero.
     logps, ref_logps = logits.sub_(ours.log_total), ref_logits.sub_(theirs.log_total)
     shared = min(logps.shape[1], ref_logps.shape[1])
-    ratios = ref_logps[:, :shared] - logps[:, :shared]
-    divergence = _expectation(theirs.weights[:, :shared], ratios) / theirs.total
+    ratios = logps[:, :shared] - ref_logps[:, :shared]
+    ref_mean = _expectation(theirs.weights[:, :shared], ratios) / theirs.total
+    policy_mean = _expectation(ours.weights[:, :shared], ratios) / ours.total
+    # A second moment about the mean keeps its digits where the models are nearly equal.
+    squares = ratios.sub_(ref_mean).square_()
+    variance = _expectation(theirs.weights[:, :shared], squares) / theirs.total
+    variance = variance.where(ref_mean.isfinite(), torch.inf)
     columns = (
         logps.gather(1, target),
         ref_logps.gather(1, target),
         entropy,
         ref_entropy,
-        divergence,
+        -ref_mean,
+        policy_mean,
+        variance,
         ours.greatest + ours.log_total,
         taken,
     )
