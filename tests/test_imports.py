@@ -117,7 +117,7 @@ READS = {
     "training": {"data", "models", "objectives"},
     "credit": {"data", "models"},
     "judges": {"data", "models"},
-    "report": set(),
+    "report": {"credit"},
     "reproduce": {
         "credit",
         "data",

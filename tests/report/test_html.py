@@ -3,51 +3,13 @@
 import html.parser
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_records import HOSTILE, head, record, side
 
-from tokenq.report.html import PageHead, script_json, write_page
-
-HOSTILE = (
-    "</script><script>alert(1)</script><!-- \"q\" 'q' & <u>x</u> \u202eevil\u202c "
-    "👩\u200d👩\u200d👧 \u2028 \ud800"
-)
-
-
-def side(text: str, pieces: list[str] | None = None) -> dict[str, Any]:
-    pieces = pieces or re.findall(r"\s?\S+|\s", text)
-    offsets, at = [], 0
-    for piece in pieces:
-        offsets.append([at, at + len(piece)])
-        at += len(piece)
-    count = len(pieces) + 1
-    best = [{"token": " film", "token_id": 7, "logp": -0.5, "ref_logp": -1.5, "reward": 0.1}]
-    return {
-        "response": text,
-        "reward": 0.05 * count,
-        "tokens": [*pieces, "</s>"],
-        "token_ids": list(range(count)),
-        "offsets": [*offsets, [len(text), len(text)]],
-        "logps": [-1.0] * count,
-        "ref_logps": [-1.5] * count,
-        "rewards": [0.05] * count,
-        "values": [0.05 * i for i in range(count + 1)],
-        "alternatives": [best] * count,
-        "tokens_cut": 0,
-    }
-
-
-def record(row: int, chosen: str, rejected: str, margin: float = 0.2) -> dict[str, Any]:
-    responses = {"chosen": side(chosen), "rejected": side(rejected)}
-    return {"row": row, "prompt": "Review:", "responses": responses, "margin": margin}
-
-
-def head(**fields: Any) -> PageHead:
-    return PageHead(**{"policy": "p", "reference": "r", "beta": 0.1, "rows": 2, **fields})
+from tokenq.report.html import script_json, write_page
 
 
 class Reader(html.parser.HTMLParser):
@@ -74,6 +36,17 @@ def read(path: Path) -> tuple[Reader, dict[str, Any]]:
     return reader, json.loads(reader.scripts[0])
 
 
+def tokens_of(data: dict[str, Any], packed: dict[str, Any]) -> list[str]:
+    """The tokens' texts, put together as the page does it: in UTF-16 units."""
+    units = packed["text"].encode("utf-16-le", "surrogatepass")
+    outside, at, tokens = iter(packed["outside"]), 0, []
+    for gap, length in zip(packed["places"][::2], packed["places"][1::2], strict=True):
+        start, at = at + gap, at + gap + length
+        text = units[2 * start : 2 * at].decode("utf-16-le", "surrogatepass")
+        tokens.append(text if length else data["strings"][next(outside)])
+    return tokens
+
+
 def test_hostile_text_cannot_leave_its_script_tag(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     names = head(policy=HOSTILE.replace("\ud800", ""), reference='"><img src=x onerror=alert(1)>')
@@ -81,8 +54,9 @@ def test_hostile_text_cannot_leave_its_script_tag(tmp_path: Path) -> None:
     reader, data = read(page)
     assert [tag for tag, _ in reader.tags].count("script") == 2
     assert "img" not in [tag for tag, _ in reader.tags]
-    tokens = [data["strings"][number] for number in data["rows"][0]["sides"][0]["tokens"]]
-    assert "".join(tokens[:-1]) == HOSTILE
+    chosen = data["rows"][0]["sides"][0]
+    assert chosen["text"] == HOSTILE
+    assert tokens_of(data, chosen) == [*re.findall(r"\s?\S+|\s", HOSTILE), "</s>"]
 
 
 def test_script_json_is_json_without_marks() -> None:
@@ -115,26 +89,72 @@ def test_the_data_is_that_of_the_records(tmp_path: Path) -> None:
     [row] = data["rows"]
     assert (row["row"], row["margin"], row["prompt"]) == (4, -0.3, [["", "Review:"]])
     chosen, rejected = row["sides"]
-    assert [data["strings"][i] for i in chosen["tokens"]] == ["a", " b", " a", "</s>"]
-    assert [data["strings"][i] for i in rejected["tokens"]] == ["c", "\n", "</s>"]
+    assert tokens_of(data, chosen) == ["a", " b", " a", "</s>"]
+    assert tokens_of(data, rejected) == ["c", "\n", "</s>"]
+    assert (data["beta"], data["nats"]) == (0.1, 1000)
     assert chosen["logps"] == [-1000] * 4
     assert chosen["refs"] == [-1500] * 4
+    assert chosen["total"] == pytest.approx(0.2)
     assert chosen["best"][0] == [data["strings"].index(" film"), -500, -1500]
-    assert chosen["outside"] == [3]
+    assert chosen["words"] == [1, 2, 2]
+    assert sum(rejected["sentences"]) == 2
     assert len(data["strings"]) == len(set(data["strings"]))
 
 
-def test_text_outside_tokens_and_shared_characters(tmp_path: Path) -> None:
-    uneven = side("  🎬 end", ["🎬"])
-    uneven["tokens"], uneven["offsets"] = ["🎬", "🎬", "</s>"], [[2, 3], [2, 3], [7, 7]]
-    for name in ("logps", "ref_logps", "rewards", "alternatives"):
-        uneven[name] = [uneven[name][0]] * 3
+def test_tokens_that_share_a_character_or_pass_over_text(tmp_path: Path) -> None:
+    # The camera is two tokens of its bytes, the second of which has the letter after it as well.
+    uneven = side("  🎬x end", ["a", "b", "c"])
+    uneven["tokens"] = ["🎬", "🎬x", "end", "</s>"]
+    uneven["offsets"] = [[2, 3], [2, 4], [5, 8], [8, 8]]
     row = {"row": 0, "prompt": "", "responses": {"completion": uneven}}
     write_page(tmp_path / "page.html", [row], head())
-    [packed] = read(tmp_path / "page.html")[1]["rows"][0]["sides"]
-    assert (packed["before"], packed["after"]) == ("  ", " end")
-    assert packed["shared"] == [1]
-    assert packed["outside"] == [2]
+    data = read(tmp_path / "page.html")[1]
+    [packed] = data["rows"][0]["sides"]
+    assert packed["places"] == [2, 2, -2, 3, 1, 3, 0, 0]
+    assert tokens_of(data, packed) == uneven["tokens"]
+
+
+def test_spans_segments_estimates_and_facts_reach_the_page(tmp_path: Path) -> None:
+    rich = record(0, "🎬 a bad film", "a good film")
+    chosen = rich["responses"]["chosen"]
+    chosen["spans"] = [{"start": 4, "end": 12, "p_value": 0.01, "reward": -0.5, "flagged": False}]
+    rich["responses"]["rejected"]["spans"] = [{"start": 0, "end": 1}]
+    chosen["estimates"] = {"plain": chosen["rewards"], "centred": [0.1, -0.2, 0.3, 0.4, 0.55555]}
+    chosen["entropies"] = [0.5, 1.0, 1.5, 2.0, 2.5]
+    segment = {"kind": "replace", "chosen": [4, 7], "rejected": [2, 6]}
+    rich["segments"] = [{**segment, "chosen_reward": -0.1, "rejected_reward": 0.3}]
+    write_page(tmp_path / "page.html", [rich], head())
+    data = read(tmp_path / "page.html")[1]
+    [row] = data["rows"]
+    ours, theirs = row["sides"]
+    # The clapper board takes two of JavaScript's characters; ` bad` and ` film` are tokens 2, 3.
+    assert ours["spans"] == [
+        {"start": 5, "end": 13, "first": 2, "last": 4, "p": 0.01, "reward": -0.5, "flagged": False}
+    ]
+    assert theirs["spans"][0]["flagged"] is True
+    assert theirs["spans"][0]["p"] is None
+    assert ours["estimates"] == {"centred": [1000, -2000, 3000, 4000, 5556]}
+    assert data["reward"] == 10_000
+    assert ours["facts"] == {"entropies": [500, 1000, 1500, 2000, 2500]}
+    assert row["pair"] == [0, 1]
+    [packed] = row["segments"]
+    assert packed["places"] == [[5, 8], [2, 6]]
+    assert packed["difference"] == pytest.approx(-0.4)
+    assert "segments" not in read_rows(tmp_path, record(1, "a", "b"))
+
+
+def read_rows(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """The only row of the page of `row`, as the page has it."""
+    write_page(folder / "one.html", [row], head())
+    [packed] = read(folder / "one.html")[1]["rows"]
+    return packed
+
+
+def test_an_estimate_of_another_length_is_refused(tmp_path: Path) -> None:
+    short = record(0, "a b", "c")
+    short["responses"]["chosen"]["estimates"] = {"centred": [0.1]}
+    with pytest.raises(ValueError, match="1 values of 'centred' for 3 tokens"):
+        write_page(tmp_path / "page.html", [short], head())
 
 
 def test_only_the_first_rows_are_on_the_page_and_it_says_so(tmp_path: Path) -> None:
@@ -153,28 +173,22 @@ def test_head_shows_names_and_accuracy(tmp_path: Path) -> None:
         assert shown in text
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
-def test_a_browser_draws_the_page_and_runs_nothing_of_the_data(tmp_path: Path) -> None:
+def test_credit_on_format_tokens_is_told_above_the_rows(tmp_path: Path) -> None:
+    shares = {"share_of_credit": 0.5, "share_of_tokens": 0.125}
+    told = {
+        **shares,
+        "by_class": {"end": shares, "line break": {"share_of_credit": 0, "share_of_tokens": 0}},
+        "pairs_decided_by_format": 0.25,
+        "warning": "Half of it is <end>.",
+    }
     page = tmp_path / "page.html"
-    rows = [record(0, "fine text", "b", 0.5), record(1, HOSTILE, "a\n\nb", -0.4)]
-    write_page(page, rows, head(accuracy=0.5, mean_margin=0.05, ordered=2))
-    chrome = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    chrome += ["--disable-background-networking", "--enable-logging=stderr", "--dump-dom"]
-    chrome += [f"--user-data-dir={tmp_path / 'profile'}", f"{page.as_uri()}#row=1"]
-    done = subprocess.run(chrome, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    reader = Reader()
-    reader.feed(done.stdout)
-    tags = [tag for tag, _ in reader.tags]
-    assert tags.count("script") == 2
-    assert not {"u", "img"} & set(tags[tags.index("main") : tags.index("footer")])
-    chosen = len(rows[1]["responses"]["chosen"]["tokens"])
-    rejected = len(rows[1]["responses"]["rejected"]["tokens"])
-    drawn = [f for _, f in reader.tags if (f.get("class") or "").split()[:1] == ["tok"]]
-    assert len(drawn) == chosen + rejected
-    assert tags.count("polyline") == 2
-    for visible in ("U+202E", "U+2028", "↵", "&lt;/script&gt;", "≠ label"):
-        assert visible in done.stdout
+    write_page(page, [record(0, "a", "b")], head(format=told))
+    text = page.read_text()
+    assert "Half of it is &lt;end&gt;." in text
+    assert "they decide 25% of pairs" in text
+    assert re.search(r'<th scope="row">end</th><td>50\.0%</td><td>12\.5%</td>', text)
+    write_page(page, [record(0, "a", "b")], head(format={**told, "warning": None}))
+    assert "Credit sits on format tokens" not in page.read_text()
+    assert "50% of all |credit|, 12% of tokens" in page.read_text()
+    write_page(page, [record(0, "a", "b")], head())
+    assert "Format tokens" not in page.read_text()

@@ -1,13 +1,14 @@
 """One self-contained HTML page with the tokens of scored responses; works from `file://`.
 
-The page's parts are `page.html` (template), `page.css` and `page.js`. Its data is JSON in a script
-tag, from which the script writes text nodes only: no text of the data set is ever parsed as HTML.
+The page's parts lie in `page/`: the template, its style, and scripts that share one scope. Its data
+is JSON in a script tag, from which the scripts write text nodes only: no text of the data set is
+ever parsed as HTML. This module decides what the page is told; what it shows is the scripts' work.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from tokenq.storage import write_text
 
 _NATS = 1000
 """Log-probabilities are written as whole thousandths of a nat."""
+
+_REWARD = 10_000
+"""Rewards are written as whole ten-thousandths of a nat times beta."""
+
+_SCRIPTS = ("text", "data", "list", "card", "curve", "difference", "row", "controls")
+"""In the order in which they stand on the page: names are made before they are used."""
+
+_FACTS = ("entropies", "ref_entropies", "divergences")
+"""Numbers of each step, in nats, that a record may hold."""
 
 _SCRIPT_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 """What could end a script tag, start a comment or break a line of a script; fine inside strings."""
@@ -31,6 +41,8 @@ class PageHead:
     mean_margin: beta times nats
     rows:        scored rows, of which the page shows the first ones
     skipped:     rows that could not be scored
+    format:      share of the credit that lies on format tokens, as `credit.format_tokens` gives it
+                 (`FormatShare.to_dict`); its `warning`, if any, is shown above all rows
     """
 
     policy: str
@@ -44,6 +56,7 @@ class PageHead:
     tokens: int = 0
     skipped: int = 0
     min_probability: float = 0.0
+    format: dict[str, Any] | None = None
 
 
 def write_page(
@@ -51,22 +64,26 @@ def write_page(
 ) -> None:
     """Write `records` (lines of a scored data set) as one page at `path`, whole or not at all.
 
+    What a record may hold beyond its tokens, and the page then shows: `segments` (where chosen and
+    rejected differ, as `credit.aligned_segments` gives them), and of each response `alternatives`,
+    `estimates` (rewards by the name of their estimator, beta times nats), `spans` (`start` and
+    `end` characters, `p_value`, `reward`, `flagged`) and `entropies`, `ref_entropies`,
+    `divergences` (nats).
+
     page_rows: only the first so many; a row takes about 10 kB for 2 x 60 tokens with alternatives
     """
     payload = _Payload()
     for record in islice(records, page_rows):
         payload.add(record)
     environment = Environment(
-        loader=PackageLoader("tokenq.report", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("tokenq.report", "page"), autoescape=True, undefined=StrictUndefined
     )
-    source = environment.loader
-    assert isinstance(source, PackageLoader)
     page = environment.get_template("page.html").render(
         head=head,
         shown=len(payload.rows),
-        css=Markup(source.get_source(environment, "page.css")[0]),
-        js=Markup(source.get_source(environment, "page.js")[0]),
-        data=Markup(script_json(payload.to_dict(head))),
+        css=Markup(_part(environment, "page.css")),
+        js=Markup("\n".join(_part(environment, f"{name}.js") for name in _SCRIPTS)),
+        data=Markup(payload.to_json(head)),
     )
     write_text(path, page)
 
@@ -92,34 +109,69 @@ def script_json(value: Any) -> str:
     return text.translate(_SCRIPT_ESCAPES)
 
 
+def _part(environment: Environment, name: str) -> str:
+    loader = environment.loader
+    assert isinstance(loader, PackageLoader)
+    return loader.get_source(environment, name)[0]
+
+
 @dataclass
 class _Payload:
-    """The page's data; every token text is written once."""
+    """The page's data, each row as JSON already; texts that recur are written once."""
 
     strings: dict[str, int] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
 
     def add(self, record: dict[str, Any]) -> None:
-        sides = [self._side(name, side) for name, side in record["responses"].items()]
-        row = {"row": record["row"], "prompt": _turns(record["prompt"]), "sides": sides}
+        """Add one row: a line of a scored data set."""
+        names = list(record["responses"])
+        row = {
+            "row": record["row"],
+            "prompt": _turns(record["prompt"]),
+            "sides": [self._side(name, record["responses"][name]) for name in names],
+        }
         if "margin" in record:
             row["margin"] = record["margin"]
-        self.rows.append(row)
+        if record.get("segments"):
+            row["pair"] = [names.index("chosen"), names.index("rejected")]
+            row["segments"] = _segments(record)
+        self.rows.append(script_json(row))
 
-    def to_dict(self, head: PageHead) -> dict[str, Any]:
-        return {"beta": head.beta, "unit": _NATS, "strings": list(self.strings), "rows": self.rows}
+    def to_json(self, head: PageHead) -> str:
+        """All of it, to stand in a script tag."""
+        units = {"beta": head.beta, "nats": _NATS, "reward": _REWARD}
+        start = script_json({**units, "strings": list(self.strings)})
+        return f'{start[:-1]},"rows":[{",".join(self.rows)}]}}'
 
     def _side(self, name: str, side: dict[str, Any]) -> dict[str, Any]:
+        text, offsets = side["response"], side["offsets"]
+        units = _Utf16(text)
+        worst = min(range(len(side["rewards"])), key=side["rewards"].__getitem__)
         packed = {
             "name": name,
+            "text": text,
             "cut": side.get("tokens_cut", 0),
-            "tokens": [self._string(token) for token in side["tokens"]],
-            **_places(side["response"], side["offsets"]),
+            "total": side["reward"],
+            "worst": [self._string(side["tokens"][worst]), side["rewards"][worst]],
+            "places": _places(units, offsets),
+            "outside": [
+                self._string(token)
+                for token, (start, end) in zip(side["tokens"], offsets, strict=True)
+                if start == end
+            ],
             "logps": _milli(side["logps"]),
             "refs": _milli(side["ref_logps"]),
+            **_levels(units, text),
         }
         if "alternatives" in side:
             packed["best"] = [self._best(each) for each in side["alternatives"]]
+        if side.get("estimates"):
+            packed["estimates"] = _estimates(side)
+        facts = {each: _milli(side[each]) for each in _FACTS if each in side}
+        if facts:
+            packed["facts"] = facts
+        if "spans" in side:
+            packed["spans"] = [_span(each, units, offsets) for each in side["spans"]]
         return packed
 
     def _best(self, alternatives: list[dict[str, Any]]) -> list[int]:
@@ -137,21 +189,84 @@ class _Payload:
         return self.strings.setdefault(text, len(self.strings))
 
 
-def _places(text: str, offsets: list[list[int]]) -> dict[str, Any]:
-    """How the tokens make up the text, without positions: JavaScript counts characters differently.
+class _Utf16:
+    """Positions in a text, in the units in which JavaScript counts them."""
 
-    outside:      tokens that stand for no text of the response
-    shared:       tokens that are further bytes of the character of the token before
-    before/after: text of the response that no token covers
-    """
-    inside = [offset for offset in offsets if offset[0] < offset[1]]
-    pairs = enumerate(pairwise(offsets), start=1)
+    def __init__(self, text: str) -> None:
+        # Most texts have no character outside the basic plane; their positions are the same.
+        wide = any(c > "\uffff" for c in text)
+        self._starts = list(accumulate((1 + (c > "\uffff") for c in text), initial=0))
+        self._same = not wide
+
+    def __getitem__(self, position: int) -> int:
+        return position if self._same else self._starts[position]
+
+
+def _places(units: _Utf16, offsets: Sequence[Sequence[int]]) -> list[int]:
+    """Of each token the gap since the end of the one before (negative where both have bytes of one
+    character) and the length; 0 for tokens that stand for no text."""
+    places, reached = [], 0
+    for start, end in offsets:
+        places += [units[start] - reached, units[end] - units[start]]
+        reached = units[end]
+    return places
+
+
+def _levels(units: _Utf16, text: str) -> dict[str, list[int]]:
+    """Lengths of the words and of the sentences that part the text, one after the other."""
+    # Needs torch, which the commands that show progress only should not wait for.
+    from tokenq.credit.aggregation import sentence_units, word_units
+
     return {
-        "outside": [at for at, (start, end) in enumerate(offsets) if start == end],
-        "shared": [at for at, (one, two) in pairs if one == two and one[0] < one[1]],
-        "before": text[: inside[0][0]] if inside else text,
-        "after": text[inside[-1][1] :] if inside else "",
+        name: [units[end] - units[start] for start, end in parts]
+        for name, parts in (("words", word_units(text)), ("sentences", sentence_units(text)))
     }
+
+
+def _estimates(side: dict[str, Any]) -> dict[str, list[int]]:
+    """Other estimates of the tokens' rewards; the plain one is what the log-probs say.
+
+    Raises ValueError for one of another length.
+    """
+    estimates = {name: each for name, each in side["estimates"].items() if name != "plain"}
+    for name, values in estimates.items():
+        if len(values) != len(side["rewards"]):
+            raise ValueError(f"{len(values)} values of {name!r} for {len(side['rewards'])} tokens")
+    return {
+        name: [round(_REWARD * value) for value in values] for name, values in estimates.items()
+    }
+
+
+def _span(span: dict[str, Any], units: _Utf16, offsets: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A span of characters with the tokens `first:last` that have some of them.
+
+    A span with no `flagged` of its own is shown as flagged: whoever wrote it found it worth it.
+    """
+    start, end = span["start"], span["end"]
+    inside = [at for at, (one, two) in enumerate(offsets) if one < end and two > start]
+    return {
+        "start": units[start],
+        "end": units[end],
+        "first": inside[0] if inside else 0,
+        "last": inside[-1] + 1 if inside else 0,
+        "p": span.get("p_value"),
+        "reward": span.get("reward"),
+        "flagged": span.get("flagged", True),
+    }
+
+
+def _segments(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Segments of a pair with what each adds to the margin; order as given."""
+    sides = {name: _Utf16(record["responses"][name]["response"]) for name in ("chosen", "rejected")}
+    return [
+        {
+            "kind": segment["kind"],
+            "places": [[units[at] for at in segment[name]] for name, units in sides.items()],
+            "rewards": [segment[f"{name}_reward"] for name in sides],
+            "difference": segment["chosen_reward"] - segment["rejected_reward"],
+        }
+        for segment in record["segments"]
+    ]
 
 
 def _milli(logps: list[float]) -> list[int]:

@@ -1,0 +1,99 @@
+// ---- The card of a token, word or sentence ----------------------------------------------------
+
+const LISTED = 12;
+// Of one step, both models, in nats; a record need not hold them.
+const FACTS = [["entropies", "entropy of π"], ["ref_entropies", "entropy of π ref"], ["divergences", "KL(π ref ‖ π)"]];
+
+function enter(number, index) {
+  leave();
+  const side = readRow(state.row)[number], unit = drawn[number][index], cell = cells[number][index], card = at("card");
+  cell.classList.add("on");
+  cell.setAttribute("aria-selected", "true");
+  cell.setAttribute("aria-describedby", "card");
+  const single = unit.tokens.length === 1;
+  const first = unit.tokens[0], last = unit.tokens[unit.tokens.length - 1];
+  const place = single ? `${first + 1} of ${side.count}` : `${first + 1}–${last + 1} of ${side.count}`;
+  card.replaceChildren(make("span", "where", place), make("div", "name", short(quoted(unit.text), 160)),
+    single ? tokenTable(side, first) : unitTable(side, unit));
+  if (!single) card.append(partsTable(side, unit));
+  else if (side.best) card.append(bestTable(side, first));
+  for (const span of side.spans || []) {
+    if (touches(unit, span)) card.append(make("p", "inspan", `error span${span.p === null ? "" : ", " + pValue(span.p)}${span.flagged ? "" : " (not flagged)"}`));
+  }
+  card.hidden = false;
+  placeCard(card, cell);
+  if (curve) curve(number, last);
+}
+
+function line(label, value, unit, className = "") {
+  return make("tr", "", make("th", "", label), make("td", className, value), make("td", "", make("small", "", unit)));
+}
+
+const REWARD_UNIT = "β·nats";
+const rewardLine = (label, value) => line(label, signed(value), REWARD_UNIT, signClass(value));
+const runningName = () => (state.estimator === PLAIN ? "prefix value after it" : "running sum after it");
+
+function tokenTable(side, i) {
+  const logp = nats(side.logps[i]), ref = nats(side.refs[i]);
+  const table = make("table", "", line("log π", minus(logp), percent(logp)), line("log π ref", minus(ref), percent(ref)));
+  for (const name of estimators) {
+    if (side.series[name] && (name === PLAIN || name === state.estimator)) {
+      table.append(rewardLine(name === PLAIN ? "implicit reward" : name, side.series[name][i]));
+    }
+  }
+  table.append(rewardLine(runningName(), valuesOf(rewardsOf(side, state.estimator))[i + 1]));
+  for (const [name, label] of FACTS) if (side.facts && side.facts[name]) table.append(line(label, nats(side.facts[name][i]).toFixed(3), "nats"));
+  return table;
+}
+
+function unitTable(side, unit) {
+  const last = unit.tokens[unit.tokens.length - 1];
+  return make("table", "",
+    rewardLine(state.estimator === PLAIN ? "implicit reward, summed" : state.estimator + ", summed", unit.reward),
+    rewardLine("of each token, mean", unit.reward / unit.tokens.length),
+    rewardLine(runningName(), valuesOf(rewardsOf(side, state.estimator))[last + 1]));
+}
+
+function partsTable(side, unit) {
+  const rewards = rewardsOf(side, state.estimator);
+  const table = make("table", "best", make("caption", "", plural(unit.tokens.length, "token")));
+  const largest = [...unit.tokens].sort((a, b) => Math.abs(rewards[b]) - Math.abs(rewards[a])).slice(0, LISTED);
+  for (const i of unit.tokens.filter((token) => largest.includes(token))) {
+    table.append(make("tr", "", make("th", "", quoted(side.tokens[i])), make("td", signClass(rewards[i]), signed(rewards[i]))));
+  }
+  if (largest.length < unit.tokens.length) table.append(make("tr", "", make("th", "", "…"), make("td", "", `the ${LISTED} largest`)));
+  return table;
+}
+
+function bestTable(side, i) {
+  const best = side.best[i];
+  const table = make("table", "best", make("caption", "", best.length ? "Best alternatives here" : "No plausible alternative here"));
+  if (best.length) table.append(make("thead", "", make("tr", "", ...["token", "π", "π ref", "reward"].map((name) => make("th", "", name)))));
+  for (let j = 0; j < best.length; j += 3) {
+    const reward = data.beta * nats(best[j + 1] - best[j + 2]);
+    const text = data.strings[best[j]];
+    table.append(make("tr", "", make("th", "", quoted(text) + (text === side.tokens[i] ? " ✓" : "")), make("td", "", percent(nats(best[j + 1]))),
+      make("td", "", percent(nats(best[j + 2]))), make("td", signClass(reward), signed(reward))));
+  }
+  return table;
+}
+
+function placeCard(card, cell) {
+  const boxes = cell.getClientRects(), box = boxes[0] || cell.getBoundingClientRect();
+  const width = card.offsetWidth, height = card.offsetHeight, edge = 8;
+  const left = Math.max(edge, Math.min(box.left, innerWidth - width - edge));
+  const below = (boxes.length ? boxes[boxes.length - 1].bottom : box.bottom) + edge;
+  const above = box.top - height - edge;
+  card.style.left = left + "px";
+  card.style.top = (below + height < innerHeight || above < 0 ? below : above) + "px";
+}
+
+function leave() {
+  at("card").hidden = true;
+  for (const cell of document.querySelectorAll(".tok.on")) {
+    cell.classList.remove("on");
+    cell.setAttribute("aria-selected", "false");
+    cell.removeAttribute("aria-describedby");
+  }
+  if (curve) curve(null);
+}
