@@ -44,7 +44,7 @@ def test_log_probs_and_gradients_are_those_of_the_whole_model() -> None:
         assert torch.equal(first, second)
 
 
-def test_known_packs_do_not_run_the_layers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_rows_do_not_run_the_layers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(layers=3)
     freeze_trunk(model, upper=1)
     with torch.no_grad():
@@ -52,9 +52,13 @@ def test_known_packs_do_not_run_the_layers_again(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(FrozenTrunk, "_through", None)
         again = token_logps(model, PROMPTS, RESPONSES)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-        # The same tokens in other trees are another pack.
+        # The same rows in other packs, fewer of them and in another order.
+        other = token_logps(model, PROMPTS[::-1][:2], RESPONSES[::-1][:2])
+        for ours, theirs in zip(other, first[::-1][:2], strict=True):
+            torch.testing.assert_close(ours, theirs)
+        # A response after another prompt is another row.
         with pytest.raises(TypeError):
-            token_logps(model, PROMPTS, [RESPONSES[1], RESPONSES[0], RESPONSES[2]])
+            token_logps(model, [[8, 9]], [RESPONSES[0]])
 
 
 @pytest.mark.parametrize("upper", [0, 2])

@@ -1,7 +1,5 @@
 """One small training run of any objective, and what is measured after it."""
 
-import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from scipy import stats
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PrinterCallback, set_seed
+from transformers import DynamicCache, PreTrainedModel, set_seed
 
 from tokenq.data import film_reviews, lexicon
 from tokenq.demo.words import REWARD, log_odds, occurrences, score_words, words_of
@@ -24,12 +22,10 @@ from tokenq.models.forward import reference_predictions
 from tokenq.models.head import Extras, Predictions
 from tokenq.models.packing import Pack, pack_trees
 from tokenq.objectives import OBJECTIVES
+from tokenq.reproduce.adapter_training import TOKEN_BUDGET, Recipe, adapter_trained, coin
 from tokenq.reproduce.film_pairs import FilmPairs, film_pairs
 from tokenq.reproduce.frozen_trunk import freeze_trunk
 from tokenq.reproduce.objective_arms import Arm
-from tokenq.training import PreferenceConfig, PreferenceTrainer
-
-TOKEN_BUDGET = 2048
 
 
 @dataclass(frozen=True)
@@ -153,46 +149,11 @@ class Bench:
         # What the start says is asked before an adapter is on.
         _ = self._reference_logps, self._start_predictions
         pairs = self.training(seed)
-        draw = random.Random(seed)
-        pairs = pairs.flipped([draw.random() < arm.flipped for _ in range(len(pairs))])
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = PreferenceTrainer(
-                model,
-                args=PreferenceConfig(
-                    output_dir=folder,
-                    loss_type=[arm.loss_type],
-                    objective_args=arm.arguments or None,
-                    per_device_train_batch_size=known.batch_size,
-                    num_train_epochs=1,
-                    learning_rate=known.learning_rate,
-                    lr_scheduler_type="cosine",
-                    warmup_steps=1,
-                    precompute_ref_log_probs=not arm.live,
-                    token_budget=TOKEN_BUDGET,
-                    seed=seed,
-                    save_strategy="no",
-                    logging_strategy="no",
-                    report_to="none",
-                    disable_tqdm=True,
-                    use_cpu=True,
-                ),
-                train_dataset=pairs.rows(rewards),
-                processing_class=self.tokenizer,
-                peft_config=LoraConfig(
-                    task_type="CAUSAL_LM",
-                    r=known.lora_r,
-                    lora_alpha=2 * known.lora_r,
-                    target_modules=adapted,
-                ),
-            )
-            policy = trainer.model
-            assert isinstance(policy, PeftModel)
-            trainer.remove_callback(PrinterCallback)
-            try:
-                trainer.train()
-                yield policy.eval()
-            finally:
-                policy.unload()
+        pairs = pairs.flipped(coin(seed, len(pairs), arm.flipped))
+        recipe = Recipe(known.batch_size, known.learning_rate, known.lora_r)
+        rows = pairs.rows(rewards)
+        with adapter_trained(model, adapted, self.tokenizer, rows, arm, recipe, seed) as policy:
+            yield policy
 
     def _samples(self, model: PreTrainedModel | PeftModel, seed: int) -> list[list[int]]:
         """Responses that a model writes itself, the random numbers being those of the seed."""

@@ -1,0 +1,78 @@
+"""What is compared: objectives, data sizes and controls, all trained on labels of whole responses.
+
+`Arm` says which loss; here stands what else differs between two runs of one task.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenq.errors import UserError
+from tokenq.reproduce.objective_arms import Arm
+
+Learner = Literal["policy", "reward model"]
+
+
+@dataclass(frozen=True)
+class CreditArm(Arm):
+    """A way to train whose token scores are compared.
+
+    learner:   a policy, whose tokens are scored by log-ratios (or logits), or a reward model with a
+               scalar head, whose tokens are scored by prefix differences
+    share:     share of the task's training pairs that is seen (the first of them)
+    variant:   which training pairs, where a task has several kinds; "" the usual ones
+    after_sft: train first on the chosen responses; that model is then start and reference
+    """
+
+    learner: Learner = "policy"
+    share: float = 1.0
+    variant: str = ""
+    after_sft: bool = False
+
+
+DPO = CreditArm("dpo", "dpo")
+
+OBJECTIVE_ARMS = (
+    DPO,
+    CreditArm("dpo, labels by coin", "dpo", flipped=0.5),
+    CreditArm("sft", "sft"),
+    CreditArm("dpo after sft", "dpo", after_sft=True),
+    CreditArm("tdpo", "tdpo", live=True),
+    CreditArm("bmc", "bmc"),
+    CreditArm("cpl, bias 0.5", "cpl", {"contrastive_bias": 0.5}),
+    CreditArm("cpl, bias 1", "cpl", {"contrastive_bias": 1.0}),
+    CreditArm("sigmoid_norm", "sigmoid_norm"),
+    CreditArm("implicit_prm", "implicit_prm"),
+    CreditArm("q_rm", "q_rm"),
+    CreditArm("reward model", "reward model", learner="reward model"),
+)
+"""CPL's bias is the lambda of its paper."""
+
+SIZE_ARMS = tuple(
+    CreditArm(f"dpo, {share:g} of the pairs", "dpo", share=share) for share in (0.125, 0.25, 0.5)
+)
+
+PLANTED_ARMS = (
+    CreditArm("dpo, loose pairs", "dpo", variant="loose"),
+    CreditArm("dpo, number and antonym", "dpo", variant="number+antonym"),
+    CreditArm("dpo, entity and position", "dpo", variant="entity+position"),
+)
+"""Pairs that differ in more than the detail; and two halves of the kinds of edit, each of which
+leaves the other as a kind that training has not seen."""
+
+ARMS: dict[str, tuple[CreditArm, ...]] = {
+    "film": (*OBJECTIVE_ARMS, *SIZE_ARMS),
+    "planted": (*OBJECTIVE_ARMS, *PLANTED_ARMS, *SIZE_ARMS),
+}
+"""Of each task, in the order in which they run."""
+
+
+def chosen_arms(task: str, names: list[str] | None) -> list[CreditArm]:
+    """The task's arms of these names, all for None; those of other tasks are passed over.
+
+    Raises UserError for a name that no task has.
+    """
+    known = {arm.name for arms in ARMS.values() for arm in arms}
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"--arms: {name!r} is unknown; accepted: {', '.join(sorted(known))}")
+    return [arm for arm in ARMS[task] if names is None or arm.name in names]

@@ -1,0 +1,109 @@
+"""What a task hands over: pairs to train on, and texts to score whose truth training never sees."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from tokenq.data.edits import edited_tokens
+from tokenq.data.encoding import EncodedResponse, encode
+from tokenq.data.formats import Messages
+
+Prompt = str | Messages
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """Two responses of which people, or the maker of an error, prefer the first as a whole."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+    def turned(self) -> "TrainingPair":
+        """The pair with the wrong label."""
+        return TrainingPair(self.prompt, self.rejected, self.chosen)
+
+
+@dataclass(frozen=True)
+class RatedWord:
+    """A word of a text, characters `start:end`, with its human valence, -4..4."""
+
+    start: int
+    end: int
+    valence: float
+
+
+@dataclass(frozen=True)
+class TestText:
+    """A text to score.
+
+    id:     unlike any other of its task
+    group:  texts of one group belong together (one description, one question, one text): a
+            bootstrap draws groups
+    kind:   what was done to the text, such as `number`, `paraphrase`, `truthful`
+    errors: the characters that are wrong; empty for a text without error, None where the task has
+            no such truth
+    words:  words with a known valence, where the truth is one of words
+    """
+
+    __test__ = False  # pytest: no test case
+
+    id: str
+    group: str
+    kind: str
+    prompt: Prompt
+    text: str
+    errors: tuple[Span, ...] | None = None
+    words: tuple[RatedWord, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the benchmark.
+
+    pairs: the training pairs of a seed and a variant ("": the usual ones); an arm with fewer pairs
+           takes the first of them
+    tests: the texts to score, the same for every seed
+    """
+
+    pairs: Callable[[int, str], list[TrainingPair]]
+    tests: Callable[[], list[TestText]]
+
+
+class Encoder:
+    """Prompts and responses as tokens, each response ending with the end token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, prompt: Prompt, text: str) -> EncodedResponse:
+        """A response that is text becomes the assistant's message where the prompt is messages."""
+        if isinstance(prompt, str):
+            return encode(self.tokenizer, prompt, text)
+        return encode(self.tokenizer, prompt, [{"role": "assistant", "content": text}])
+
+    def rows(self, pairs: Sequence[TrainingPair]) -> datasets.Dataset:
+        """Tokenised rows for the trainer, with the tokens that differ between the two sides."""
+        rows = []
+        for pair in pairs:
+            chosen, rejected = (self(pair.prompt, each) for each in (pair.chosen, pair.rejected))
+            edits = edited_tokens(chosen.response_ids, rejected.response_ids)
+            rows.append(
+                {
+                    "prompt_ids": chosen.prompt_ids,
+                    "chosen_ids": chosen.response_ids,
+                    "rejected_ids": rejected.response_ids,
+                    "chosen_edits": list(edits[0]),
+                    "rejected_edits": list(edits[1]),
+                }
+            )
+        return datasets.Dataset.from_list(rows)
+
+
+def truth_of(offsets: Sequence[Span], text: str, errors: Sequence[Span]) -> list[int]:
+    """1 for each token with a character other than a blank inside one of the error spans."""
+    wrong = {at for start, end in errors for at in range(start, end) if not text[at].isspace()}
+    return [int(any(at in wrong for at in range(start, end))) for start, end in offsets]
