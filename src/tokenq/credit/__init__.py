@@ -4,22 +4,40 @@ The package itself can be called: `tokenq.credit(pair, prompt, response)` is :fu
 """
 
 from tokenq.callable_package import make_callable
-from tokenq.credit.aggregation import sum_over_spans, word_spans
+from tokenq.credit.aggregation import sentence_units, sum_over_spans, word_spans, word_units
 from tokenq.credit.api import credit
 from tokenq.credit.dataset import CreditRun, credit_dataset
+from tokenq.credit.estimators import (
+    ESTIMATORS,
+    Estimator,
+    SurprisalAdjustment,
+    average,
+    estimator,
+)
+from tokenq.credit.gauge import Gauge, SoftValues
 from tokenq.credit.result import Credit
 from tokenq.credit.segments import Span
-from tokenq.credit.vocabulary import Alternative
+from tokenq.credit.vocabulary import Alternative, StateFacts
 
 __all__ = [
+    "ESTIMATORS",
     "Alternative",
     "Credit",
     "CreditRun",
+    "Estimator",
+    "Gauge",
+    "SoftValues",
     "Span",
+    "StateFacts",
+    "SurprisalAdjustment",
+    "average",
     "credit",
     "credit_dataset",
+    "estimator",
+    "sentence_units",
     "sum_over_spans",
     "word_spans",
+    "word_units",
 ]
 
 make_callable(__name__, credit)

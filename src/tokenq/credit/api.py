@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from tokenq.credit.answers import read_answer
 from tokenq.credit.result import Credit, token_texts
-from tokenq.credit.vocabulary import VocabularyReader, token_text
-from tokenq.data.encoding import EncodedResponse, encode
+from tokenq.credit.vocabulary import StateFacts, VocabularyReader, token_text
+from tokenq.data.encoding import EncodedResponse
 from tokenq.data.formats import Messages
 from tokenq.errors import UserError
-from tokenq.models.logps import token_logps
 from tokenq.models.pair import Pair, context_length, reference_of
-from tokenq.models.reference import scoring
 
 
 def credit(
@@ -20,26 +19,40 @@ def credit(
     """Return what each token of `response`, and its end, is worth to `pair.policy`.
 
     prompt:   text, which the response follows directly, or messages for the chat template
-    response: text, or messages that end with the answer
+    response: text, or messages that end with the answer. Of several messages the first is the
+              model's own; `Credit.response` is then all of it as the chat template writes it, and
+              what others wrote in between has no reward
     beta:     the KL penalty that the policy was trained with; scales all rewards
 
+    Both models run here, once; what the credit tells later is of this moment. It keeps the states
+    of both, two numbers of the hidden size for each token, for `alternatives`; without them:
+    `dataclasses.replace(credit, vocabulary=None)`.
+
     Raises UserError for a pair without a reference, an empty response, a response that the chat
-    template rewrites, or more tokens than the models can read.
+    template rewrites or whose turns it does not tell apart, or more tokens than the models can
+    read.
     """
-    reference = reference_of(pair)
-    encoded = encode(pair.tokenizer, prompt, response)
+    reference_of(pair)
+    answer = read_answer(pair.tokenizer, prompt, response)
+    encoded = answer.encoded
     longest, length = context_length(pair), len(encoded.prompt_ids) + len(encoded.response_ids)
     if longest is not None and length > longest:
         raise UserError(
             f"prompt and response have {length} tokens; accepted: {longest}, what the models read"
         )
-    ids = [encoded.prompt_ids], [encoded.response_ids]
-    with scoring(pair.policy) as model:
-        [logps] = token_logps(model, *ids)
-    with scoring(reference) as model:
-        [ref_logps] = token_logps(model, *ids)
     reader = VocabularyReader(pair, encoded.prompt_ids, encoded.response_ids)
-    return assemble(pair, prompt, response, encoded, (logps, ref_logps), beta, reader)
+    facts = reader.facts
+    return assemble(
+        pair,
+        prompt,
+        answer.text,
+        encoded,
+        (facts.logps, facts.ref_logps),
+        beta,
+        reader,
+        facts=facts,
+        turn_numbers=answer.turns,
+    )
 
 
 def assemble(
@@ -50,8 +63,14 @@ def assemble(
     scores: Sequence[Tensor],
     beta: float,
     vocabulary: VocabularyReader | None,
+    *,
+    facts: StateFacts | None = None,
+    turn_numbers: tuple[int, ...] | None = None,
 ) -> Credit:
-    """Join a response's text and its `scores` (log-probs under policy and reference, [T] each)."""
+    """Join a response's text and its `scores` (log-probs under policy and reference, [T] each).
+
+    facts, turn_numbers: as in `Credit`
+    """
     text = response if isinstance(response, str) else response[-1]["content"]
     names = [token_text(pair.tokenizer, token) for token in encoded.response_ids]
     logps, ref_logps = (each.detach().cpu() for each in scores)
@@ -67,4 +86,6 @@ def assemble(
         policy_name=pair.policy_name,
         reference_name=pair.reference_name or "the reference",
         vocabulary=vocabulary,
+        facts=facts,
+        turn_numbers=turn_numbers,
     )

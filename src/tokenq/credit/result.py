@@ -1,5 +1,6 @@
 """`Credit`: one response, token by token."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -9,9 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tokenq.credit.aggregation import (
+    Shares,
+    sentence_units,
+    without_outer_blanks,
+    word_units,
+)
+from tokenq.credit.estimators import estimator
+from tokenq.credit.gauge import Gauge, SoftValues, check_gauge
 from tokenq.credit.segments import Span, maximal_segments
-from tokenq.credit.vocabulary import Alternative, VocabularyReader
+from tokenq.credit.vocabulary import Alternative, StateFacts, VocabularyReader
 from tokenq.data.formats import Messages
+from tokenq.data.steps import compile_step_pattern, step_starts
+from tokenq.data.turns import OTHERS
 
 _DECIMALS = 6
 _PLAUSIBLE = 0.01
@@ -30,6 +41,13 @@ class Credit:
     offsets:    (start, end) characters of each token in `response`; empty for the end token
     logps:      [T] log pi(y_t | x, y_<t), nats
     ref_logps:  [T] the same under the reference
+    facts:      what both models say at each position beside that: entropies, divergences, logits;
+                None where only log-probs were computed
+    turn_numbers: of the model's turn that each token belongs to, from 0, or -1 for what somebody
+                else wrote in between; None for an answer of one turn
+
+    All tensors are float32 on the CPU and were computed when the credit was: training that goes on
+    does not change them.
     """
 
     prompt: str | Messages
@@ -43,12 +61,18 @@ class Credit:
     policy_name: str
     reference_name: str
     vocabulary: VocabularyReader | None = field(default=None, repr=False)
+    facts: StateFacts | None = field(default=None, repr=False)
+    turn_numbers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.token_ids)
-        sizes = (len(self.tokens), len(self.offsets), *self.logps.shape, *self.ref_logps.shape)
+        sizes = [len(self.tokens), len(self.offsets), *self.logps.shape, *self.ref_logps.shape]
+        if self.turn_numbers is not None:
+            sizes.append(len(self.turn_numbers))
+        if self.facts is not None:
+            sizes += self.facts.entropy.shape
         if set(sizes) != {count}:
-            raise ValueError(f"{count} tokens, but fields of sizes {sizes}")
+            raise ValueError(f"{count} tokens, but fields of sizes {tuple(sizes)}")
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -56,8 +80,12 @@ class Credit:
     @property
     def rewards(self) -> Tensor:
         """[T] implicit rewards beta * (logps - ref_logps): the optimal advantages (2404.12358,
-        eq. 10) of the task that the policy solves best."""
-        return self.beta * (self.logps - self.ref_logps)
+        eq. 10) of the task that the policy solves best. 0 for what somebody else wrote."""
+        rewards = self.beta * (self.logps - self.ref_logps)
+        if self.turn_numbers is None:
+            return rewards
+        own = torch.tensor(self.turn_numbers) != OTHERS
+        return rewards.where(own, torch.zeros_like(rewards))
 
     @property
     def values(self) -> Tensor:
@@ -73,6 +101,127 @@ class Credit:
         """Sum of all rewards, beta times nats."""
         return float(self.rewards.sum())
 
+    @property
+    def surprisals(self) -> Tensor:
+        """[T] -log pi of each token, nats."""
+        return -self.logps
+
+    @property
+    def ref_surprisals(self) -> Tensor:
+        """[T] -log pi_ref of each token, nats."""
+        return -self.ref_logps
+
+    @property
+    def entropies(self) -> Tensor:
+        """[T] of the policy's distribution over the next token, nats."""
+        return self._facts().entropy
+
+    @property
+    def ref_entropies(self) -> Tensor:
+        """[T] of the reference's distribution over the next token, nats."""
+        return self._facts().ref_entropy
+
+    @property
+    def divergences(self) -> Tensor:
+        """[T] KL(pi_ref(. | s_t) || pi(. | s_t)), nats."""
+        return self._facts().divergence
+
+    @property
+    def policy_divergences(self) -> Tensor:
+        """[T] KL(pi(. | s_t) || pi_ref(. | s_t)), nats."""
+        return self._facts().policy_divergence
+
+    @property
+    def ratio_variances(self) -> Tensor:
+        """[T] variance of log(pi / pi_ref) under the reference, nats squared."""
+        return self._facts().ratio_variance
+
+    @property
+    def expected_rewards(self) -> Tensor:
+        """[T] mean implicit reward over what the reference might have said instead:
+        -beta * divergences (2404.12358, eq. 16), never above 0."""
+        return -self.beta * self.divergences
+
+    def q(self, gauge: Gauge) -> SoftValues:
+        """[T] soft Q of each token where it stands, in the gauge that is named (:data:`Gauge`).
+
+        beta * logit in "logits"; values[t] + beta * logps in "outcome". Raises ValueError in
+        "logits" for a `Credit` without facts.
+        """
+        if gauge == "logits":
+            return SoftValues("Q", gauge, self.beta * self._facts().taken)
+        return SoftValues("Q", gauge, self.v(gauge).values + self.beta * self.logps)
+
+    def v(self, gauge: Gauge) -> SoftValues:
+        """[T] soft V of the state before each token, in the gauge that is named (:data:`Gauge`).
+
+        beta * logsumexp of the logits in "logits"; values[t] in "outcome", 0 at the root. Raises as
+        :meth:`q` does.
+        """
+        check_gauge(gauge)
+        if gauge == "logits":
+            return SoftValues("V", gauge, self.beta * self._facts().normaliser)
+        return SoftValues("V", gauge, self.values[:-1])
+
+    def estimate(self, name: str = "plain") -> Tensor:
+        """[T] token credit by the estimator of that name (:mod:`tokenq.credit.estimators`).
+
+        Raises UserError for a name that there is not, ValueError for one that needs facts where
+        there are none.
+        """
+        return estimator(name).read(self).float()
+
+    def words(self, values: Tensor | None = None) -> list[Span]:
+        """Words, signs and line ends, and the tokens without text (the end token) by themselves.
+
+        values: [T] what is summed; the rewards by default, an estimate for instance
+
+        They part the response: the sums add up to that of all tokens. A token that reaches into two
+        words is divided by characters (:class:`Shares`). A span's tokens are all that have a part
+        in it; its characters are without the blanks around it.
+        """
+        return self._by_characters(word_units(self.response), values)
+
+    def sentences(self, values: Tensor | None = None, *, language: str = "en") -> list[Span]:
+        """Sentences, the empty lines between them, and the tokens without text, as in `words`.
+
+        language: ISO 639 code; decides which abbreviations end no sentence
+        """
+        return self._by_characters(sentence_units(self.response, language), values)
+
+    def steps(self, pattern: str = "lines", values: Tensor | None = None) -> list[Span]:
+        """Reasoning steps, as step-wise training numbers them.
+
+        pattern: "lines", "paragraphs", "numbered", or a regular expression that matches where a
+                 step begins
+
+        A token belongs as a whole to the step in which it begins, the end token to the last one.
+        Raises UserError for a pattern that is no regular expression.
+        """
+        starts = step_starts(self.response, compile_step_pattern(pattern))
+        numbers = [bisect_right(starts, first) - 1 for first, _ in self.offsets]
+        places = [*zip(starts, [*starts[1:], len(self.response)], strict=True)]
+        return self._numbered(numbers, places, values)
+
+    def turns(self, values: Tensor | None = None) -> list[Span]:
+        """The model's own turns, each with its end token; what others wrote is in none."""
+        numbers = [0] * len(self) if self.turn_numbers is None else list(self.turn_numbers)
+        places = []
+        for number in range(max(numbers) + 1):
+            own = [o for o, n in zip(self.offsets, numbers, strict=True) if n == number]
+            places.append((own[0][0], own[-1][1]))
+        return self._numbered(numbers, places, values)
+
+    def advantages(self, position: int) -> Tensor:
+        """[V] implicit reward of every token of the vocabulary at `position`, beta times nats.
+
+        V: the tokens that the tokenizer knows and both models score; NaN where both exclude one.
+        Their mean under the reference is `expected_rewards[position]`, but for tokens that are
+        padding of the heads. Raises as `alternatives`.
+        """
+        logps, ref_logps = self._reader().logps(self._place(position))
+        return self.beta * (logps - ref_logps)
+
     def alternatives(
         self, position: int, k: int = 5, *, min_probability: float = 0.0
     ) -> list[Alternative]:
@@ -83,15 +232,12 @@ class Credit:
                          say: both probabilities are tiny there and their ratio is mostly noise.
                          0.01 shows what the policy might really have said.
 
-        The token that stands there is listed if it is among the best. The first call runs both
-        models once more; later ones are cheap. Raises IndexError outside the response, ValueError
-        for a `Credit` without its models (one that was read from a file).
+        The token that stands there is listed if it is among the best. The states are those of the
+        time when the credit was computed; only the heads run again. Raises IndexError outside the
+        response, ValueError for a `Credit` without its models (one that was read from a file),
+        UserError where a head has changed since.
         """
-        count = len(self)
-        if not -count <= position < count:
-            raise IndexError(f"position {position} of a response of {count} tokens")
-        position %= count
-        reader = self._reader()
+        position, reader = self._place(position), self._reader()
         return reader.best(position, position + 1, k, self.beta, min_probability)[0]
 
     def spans(
@@ -121,17 +267,30 @@ class Credit:
         spans.sort(key=lambda span: -direction * span.reward)
         return spans[:limit]
 
-    def to_dict(self, *, alternatives: int = 0, min_probability: float = 0.0) -> dict[str, Any]:
-        """All of it as JSON types; `alternatives` tokens a position if that is positive."""
+    def to_dict(
+        self,
+        *,
+        alternatives: int = 0,
+        min_probability: float = 0.0,
+        estimators: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """All of it as JSON types.
+
+        alternatives, min_probability: best tokens listed at each position, as :meth:`alternatives`
+        estimators:                    names of token credits that are listed beside the rewards
+        """
         listed = None
         if alternatives:
             reader = self._reader()
             listed = reader.best(0, len(self), alternatives, self.beta, min_probability)
         names = {"policy": self.policy_name, "reference": self.reference_name, "beta": self.beta}
-        return {**names, "prompt": self.prompt, **self.response_record(listed)}
+        record = self.response_record(listed, estimators)
+        return {**names, "prompt": self.prompt, **record}
 
     def response_record(
-        self, alternatives: Sequence[Sequence[Alternative]] | None
+        self,
+        alternatives: Sequence[Sequence[Alternative]] | None,
+        estimators: Sequence[str] = (),
     ) -> dict[str, Any]:
         """The response's part of :meth:`to_dict`, with given alternatives at each position."""
         record: dict[str, Any] = {
@@ -145,6 +304,13 @@ class Credit:
             "rewards": _rounded(self.rewards),
             "values": _rounded(self.values),
         }
+        if self.facts is not None:
+            for name in ("entropies", "ref_entropies", "divergences"):
+                record[name] = _rounded(getattr(self, name))
+        if self.turn_numbers is not None:
+            record["turn_numbers"] = list(self.turn_numbers)
+        if estimators:
+            record["estimates"] = {name: _rounded(self.estimate(name)) for name in estimators}
         if alternatives is not None:
             record["alternatives"] = [
                 [_rounded_fields(asdict(each)) for each in best] for best in alternatives
@@ -158,6 +324,63 @@ class Credit:
 
         record = self.to_dict(alternatives=3, min_probability=_PLAUSIBLE)
         single_page(record, Path(path), min_probability=_PLAUSIBLE)
+
+    def _place(self, position: int) -> int:
+        count = len(self)
+        if not -count <= position < count:
+            raise IndexError(f"position {position} of a response of {count} tokens")
+        return position % count
+
+    def _facts(self) -> StateFacts:
+        if self.facts is None:
+            raise ValueError(
+                "this Credit has log-probs only, no entropies, divergences or logits; compute it "
+                "with tokenq.credit(...)"
+            )
+        return self.facts
+
+    def _by_characters(self, units: Sequence[tuple[int, int]], values: Tensor | None) -> list[Span]:
+        """Spans of units of text that have tokens, and of stretches of tokens without text."""
+        values = self._summed(values)
+        shares = Shares.of(self.offsets, self.response, units)
+        members: dict[int, list[int]] = {}
+        for token, unit in zip(shares.token.tolist(), shares.unit.tolist(), strict=True):
+            members.setdefault(unit, []).append(token)
+        sums = shares.sums(values).tolist()
+        spans = []
+        for unit, tokens in members.items():
+            start, end = without_outer_blanks(self.response, *units[unit])
+            text = self.response[start:end]
+            spans.append(Span(tokens[0], tokens[-1] + 1, start, end, text, sums[unit]))
+        bare = [token for token, (start, end) in enumerate(self.offsets) if start == end]
+        for first, last in _stretches(bare):
+            place = self.offsets[first][0]
+            spans.append(Span(first, last, place, place, "", float(values[first:last].sum())))
+        return sorted(spans, key=lambda span: (span.first, span.last, span.start))
+
+    def _numbered(
+        self,
+        numbers: Sequence[int],
+        places: Sequence[tuple[int, int]],
+        values: Tensor | None,
+    ) -> list[Span]:
+        """Spans of whole tokens that have one number; none for a number that no token has."""
+        values = self._summed(values)
+        spans = []
+        for number, place in enumerate(places):
+            tokens = [token for token, each in enumerate(numbers) if each == number]
+            if tokens:
+                first, last = tokens[0], tokens[-1] + 1
+                start, end = without_outer_blanks(self.response, *place)
+                reward = float(values[first:last].sum())
+                spans.append(Span(first, last, start, end, self.response[start:end], reward))
+        return spans
+
+    def _summed(self, values: Tensor | None) -> Tensor:
+        values = self.rewards if values is None else values
+        if values.shape != self.logps.shape:
+            raise ValueError(f"{len(self)} tokens, but values of shape {tuple(values.shape)}")
+        return values.double()
 
     def _reader(self) -> VocabularyReader:
         if self.vocabulary is None:
@@ -179,6 +402,14 @@ def token_texts(
     return tuple(
         response[start:end] or name for (start, end), name in zip(offsets, names, strict=True)
     )
+
+
+def _stretches(tokens: Sequence[int]) -> list[tuple[int, int]]:
+    """`first:last` of each run of consecutive tokens, which are in order."""
+    present = set(tokens)
+    starts = [token for token in tokens if token - 1 not in present]
+    ends = [token + 1 for token in tokens if token + 1 not in present]
+    return list(zip(starts, ends, strict=True))
 
 
 def _rounded(values: Tensor) -> list[float]:
