@@ -158,7 +158,7 @@ def test_a_run_that_was_cut_off_continues(
     with pytest.raises(Cut):
         credit_dataset(pair, rows, tmp_path / "cut", options, on_progress=stop_after_some)
     assert not (tmp_path / "cut/credit.jsonl").exists()
-    part = tmp_path / "cut/credit.jsonl.part"
+    part = tmp_path / "cut/credit.jsonl.0.part"
     assert 0 < len(part.read_text().splitlines()) < 9
     with part.open("a") as file:
         file.write('{"row": 5, "prom')  # a line that was being written

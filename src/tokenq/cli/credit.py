@@ -22,6 +22,7 @@ from tokenq.storage import check_writable
 
 if TYPE_CHECKING:
     from tokenq.credit.dataset import CreditOptions, CreditRun
+    from tokenq.credit.processes import Processes
     from tokenq.data.loading import Rows
     from tokenq.models.pair import Pair
 
@@ -50,7 +51,15 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--split", default="train", help="split of a folder, hub or bundled set")
     data.add_argument("--config", help="configuration of a hub data set")
     data.add_argument("--limit", type=int, help="at most so many rows")
+    data.add_argument(
+        "--streaming",
+        action="store_true",
+        help="read rows as they are used: memory does not grow with the data set",
+    )
     data.add_argument("--out", type=Path, help="folder for credit.jsonl, index.html, summary.json")
+    data.add_argument(
+        "--parquet", action="store_true", help="also write OUT/credit.parquet, one row a response"
+    )
     data.add_argument(
         "--skip_bad_rows",
         "--skip-bad-rows",
@@ -91,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         default=0.01,
         help="leave out alternatives to which the policy gives less",
     )
+    reading.add_argument(
+        "--facts",
+        action="store_true",
+        help="keep the entropies of both models, and the divergence between them, at every token",
+    )
     return parser
 
 
@@ -102,26 +116,32 @@ def _credit_rows(arguments: argparse.Namespace) -> None:
     for name in ("page_rows", "show"):
         if getattr(arguments, name) < 0:
             raise UserError(f"--{name} is {getattr(arguments, name)}; accepted: 0 or more")
-    console = Console(highlight=False)
     started = time.perf_counter()
 
+    from tokenq.credit.processes import join_processes
     from tokenq.data import load_rows
 
     options = _options(arguments)
+    processes = join_processes(arguments.device)
+    console = Console(highlight=False, quiet=not processes.is_main)
     rejects = arguments.out / "rejects.jsonl" if arguments.skip_bad_rows else None
-    rows = load_rows(
-        arguments.data,
-        split=arguments.split,
-        config=arguments.config,
-        limit=arguments.limit,
-        rejects=rejects,
-    )
+    with processes.main_first():
+        rows = load_rows(
+            arguments.data,
+            split=arguments.split,
+            config=arguments.config,
+            limit=arguments.limit,
+            rejects=rejects,
+            streaming=arguments.streaming,
+        )
     check_reference(arguments)
     check_writable(arguments.out, "--out")
     pair = load_models(arguments, console)
-    run = _score(pair, rows, arguments.out, options, console)
-    _write(run, rows, arguments, time.perf_counter() - started)
-    _show(run, arguments, console)
+    run = _score(pair, rows, arguments.out, options, processes, console)
+    if processes.is_main:
+        _write(run, rows, arguments, time.perf_counter() - started)
+        _show(run, arguments, console)
+    processes.leave()
 
 
 def _credit_one(arguments: argparse.Namespace) -> None:
@@ -156,18 +176,29 @@ def _options(arguments: argparse.Namespace) -> "CreditOptions":
         min_probability=arguments.min_probability,
         token_budget=arguments.token_budget,
         skip_bad_rows=arguments.skip_bad_rows,
+        facts=arguments.facts,
     )
 
 
 def _score(
-    pair: "Pair", rows: "Rows", out: Path, options: "CreditOptions", console: Console
+    pair: "Pair",
+    rows: "Rows",
+    out: Path,
+    options: "CreditOptions",
+    processes: "Processes",
+    console: Console,
 ) -> "CreditRun":
     from tokenq.credit.dataset import credit_dataset
 
     with progress_bar("Scoring rows", console) as progress:
         task = progress.add_task("", total=count_rows(rows))
         return credit_dataset(
-            pair, rows, out, options, on_progress=lambda count: progress.advance(task, count)
+            pair,
+            rows,
+            out,
+            options,
+            processes=processes,
+            on_progress=lambda count: progress.advance(task, count),
         )
 
 
@@ -190,6 +221,10 @@ def _write(run: "CreditRun", rows: "Rows", arguments: argparse.Namespace, second
         min_probability=arguments.min_probability,
     )
     write_page(arguments.out / "index.html", run.records(), head, page_rows=arguments.page_rows)
+    if arguments.parquet:
+        from tokenq.credit.parquet import write_parquet
+
+        write_parquet(run.records(), arguments.out / "credit.parquet")
     report: dict[str, Any] = {
         **run.settings,
         **summary.to_dict(),

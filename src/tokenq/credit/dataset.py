@@ -1,25 +1,39 @@
-"""Credit of a whole data set: scored in bounded memory, resumable, one JSON line a row."""
+"""Credit of a whole data set: scored in bounded memory, resumable, one JSON line a row.
 
-from collections.abc import Callable, Iterable, Iterator
+Several processes, each with models of its own, score one data set together (`processes`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from tokenq.credit.alignment import aligned_segments
 from tokenq.credit.api import assemble
 from tokenq.credit.journal import Journal, read_records
+from tokenq.credit.processes import ALONE, Processes, Share
 from tokenq.credit.result import Credit
 from tokenq.credit.summary import Summary
-from tokenq.credit.vocabulary import Alternative, Survey, survey
+from tokenq.credit.vocabulary import Alternative, StateFacts, survey
 from tokenq.data.encoding import EncodedResponse, encode
 from tokenq.data.formats import Kind, Messages
 from tokenq.data.loading import Rows
 from tokenq.errors import UserError
 from tokenq.models.fingerprint import weight_hash
 from tokenq.models.logps import TOKEN_BUDGET, token_logps
+from tokenq.models.packing import Ids
 from tokenq.models.pair import Pair, context_length, reference_of
 from tokenq.models.reference import scoring
 from tokenq.models.reference_cache import ReferenceCache
+
+FACTS = {"entropies": "entropy", "ref_entropies": "ref_entropy", "divergences": "divergence"}
+"""What `CreditOptions.facts` adds to a response's record, and what it is in `StateFacts`: [T] each,
+nats, beta not included."""
+
+DECIMALS = 6
 
 _WINDOW_BUDGETS = 4
 """Token budgets read ahead: rows are packed together with what lies in the same window."""
@@ -32,9 +46,12 @@ class CreditOptions:
     beta:            the KL penalty that the policy was trained with
     max_length:      most tokens of prompt and response together; longer responses lose their end.
                      None: what the models can read
-    alternatives:    best alternatives kept for each token. 0 keeps none and is faster: no position
-                     needs the whole vocabulary then
+    alternatives:    best alternatives kept for each token. With 0, and no facts, the reference's
+                     log-probs come from the shared cache: scoring with a reference that has been
+                     read before then takes half the time
     min_probability: alternatives to which the policy gives less are left out
+    facts:           keep each position's entropies under both models and the divergence between
+                     them
     token_budget:    input tokens of one forward
     skip_bad_rows:   set aside rows that cannot be tokenised, instead of stopping
     """
@@ -43,6 +60,7 @@ class CreditOptions:
     max_length: int | None = None
     alternatives: int = 3
     min_probability: float = 0.01
+    facts: bool = False
     token_budget: int = TOKEN_BUDGET
     skip_bad_rows: bool = False
 
@@ -94,6 +112,7 @@ def credit_dataset(
     out: str | Path,
     options: CreditOptions | None = None,
     *,
+    processes: Processes = ALONE,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> CreditRun:
     """Score every row and write `out/credit.jsonl`; rows found finished there are not scored again.
@@ -101,29 +120,43 @@ def credit_dataset(
     A line holds `row` (its number in the source), `prompt`, `responses` (by name: `chosen` and
     `rejected`; `completion`; or `1`, `2`... from the best down; each as in `Credit.to_dict`) and,
     where there is an order, `margin`: the smallest difference in summed reward between a better and
-    a worse response. A row that cannot be scored has `skipped`, the reason, instead.
+    a worse response. A pair has `segments`: where the two differ, and what each place adds to the
+    margin (:func:`aligned_segments`). A row that cannot be scored has `skipped`, the reason.
 
-    on_progress: called with the number of rows done since the last call
+    processes:   from :func:`join_processes`; all of them make this call, with the same rows and a
+                 folder that all can write. Each scores a share; a run may be continued with another
+                 number of them
+    on_progress: called with the number of rows passed since the last call: scored, found finished,
+                 or left to another process
 
-    Raises UserError for a pair without a reference, records of another run in `out`, or (without
-    `skip_bad_rows`) a row that cannot be tokenised.
+    Memory does not grow with the number of rows, the data set's own apart (`load_rows` can stream).
+
+    Raises UserError for a pair without a reference, records of another run in `out`, another
+    process at work there, or (without `skip_bad_rows`) a row that cannot be tokenised.
     """
     options = options or CreditOptions()
-    cache = ReferenceCache.open(reference_of(pair))
+    reference = reference_of(pair)
+    processes.check_whole(pair.policy)
+    cache = ReferenceCache.open(reference)
     settings = run_settings(pair, rows, options, cache.weights)
-    journal = Journal(Path(out) / "credit.jsonl", settings)
-    for window in _windows(_jobs(pair, rows, options, journal.rows), options):
-        scored = iter(
-            _score(pair, [job for job in window if isinstance(job, _Job)], options, cache)
-        )
-        journal.append([next(scored) if isinstance(job, _Job) else job for job in window])
-        on_progress(len(window))
-    journal.finish()
+    path = Path(out) / "credit.jsonl"
+    with Journal(path, settings, processes) as journal:
+        if not journal.finished:
+            share = Share(rows.dataset, journal.done(), processes)
+            passed = 0
+            for window in _windows(_jobs(pair, rows, share, options), options):
+                jobs = [job for job in window if isinstance(job, _Job)]
+                scored = iter(_score(pair, jobs, options, cache))
+                journal.append([next(scored) if isinstance(job, _Job) else job for job in window])
+                on_progress(share.passed - passed)
+                passed = share.passed
+            on_progress(share.passed - passed)
+        journal.finish()
     summary = Summary()
-    for record in read_records(journal.path):
+    for record in read_records(path):
         summary.add(record)
     names = {"policy": pair.policy_name, "reference": pair.reference_name, "data": rows.source}
-    return CreditRun(journal.path, summary, {**names, **settings})
+    return CreditRun(path, summary, {**names, **settings})
 
 
 def run_settings(
@@ -139,6 +172,7 @@ def run_settings(
         "max_length": options.max_length,
         "alternatives": options.alternatives,
         "min_probability": options.min_probability,
+        "facts": options.facts,
     }
 
 
@@ -152,14 +186,12 @@ def named_responses(kind: Kind, row: dict[str, Any]) -> dict[str, str | Messages
 
 
 def _jobs(
-    pair: Pair, rows: Rows, options: CreditOptions, done: set[int]
+    pair: Pair, rows: Rows, share: Share, options: CreditOptions
 ) -> Iterator[_Job | dict[str, Any]]:
-    """Rows still to be scored, tokenised; a record in place of a row that cannot be."""
+    """Rows of the share, tokenised; a record in place of a row that cannot be."""
     limits = [each for each in (options.max_length, context_length(pair)) if each]
     longest = min(limits, default=None)
-    for row in rows.dataset:
-        if row["row"] in done:
-            continue
+    for row in share:
         try:
             yield _job(pair, rows.kind, row, longest)
         except _TooLong as error:
@@ -215,53 +247,83 @@ def _size(job: _Job | dict[str, Any]) -> int:
     return job.size if isinstance(job, _Job) else 1
 
 
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """One response's log-probs [T] under both models, and what else was asked for."""
+
+    logps: Tensor
+    ref_logps: Tensor
+    facts: StateFacts | None = None
+    alternatives: list[list[Alternative]] | None = None
+
+
 def _score(
     pair: Pair, jobs: list[_Job], options: CreditOptions, cache: ReferenceCache
 ) -> list[dict[str, Any]]:
-    """Records of tokenised rows, all responses of the window in common forwards.
-
-    Alternatives need the reference's whole vocabulary; without them its log-probs come from the
-    cache, which training and earlier readings may have filled.
-    """
+    """Records of tokenised rows, all responses of the window in common forwards."""
     encoded = [each for job in jobs for each in job.encoded.values()]
     if not encoded:
         return []
     prompts = [each.prompt_ids for each in encoded]
     responses = [each.response_ids for each in encoded]
-    listed: list[list[list[Alternative]]] | list[None]
-    if options.alternatives:
-        surveys: list[Survey] = survey(
-            pair,
-            prompts,
-            responses,
-            k=options.alternatives,
-            beta=options.beta,
-            min_probability=options.min_probability,
-            token_budget=options.token_budget,
-        )
-        scores = [(each.logps, each.ref_logps) for each in surveys]
-        listed = [each.alternatives for each in surveys]
+    if options.alternatives or options.facts:
+        scored = _surveyed(pair, prompts, responses, options)
     else:
-        with scoring(pair.policy) as policy:
-            logps = token_logps(policy, prompts, responses, token_budget=options.token_budget)
-        cache.fill(prompts, responses, token_budget=options.token_budget, progress=False)
-        scores = list(zip(logps, cache.lookup(prompts, responses), strict=True))
-        listed = [None] * len(encoded)
-    each_response = iter(zip(encoded, scores, listed, strict=True))
-    return [_record(pair, job, each_response, options.beta) for job in jobs]
+        scored = _looked_up(pair, prompts, responses, options, cache)
+    each_response = iter(zip(encoded, scored, strict=True))
+    return [_record(pair, job, each_response, options) for job in jobs]
+
+
+def _surveyed(
+    pair: Pair, prompts: Sequence[Ids], responses: Sequence[Ids], options: CreditOptions
+) -> list[_Scored]:
+    """Both models run, over the whole vocabulary."""
+    surveys = survey(
+        pair,
+        prompts,
+        responses,
+        k=options.alternatives,
+        beta=options.beta,
+        min_probability=options.min_probability,
+        token_budget=options.token_budget,
+    )
+    return [
+        _Scored(
+            each.logps, each.ref_logps, each, each.alternatives if options.alternatives else None
+        )
+        for each in surveys
+    ]
+
+
+def _looked_up(
+    pair: Pair,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    options: CreditOptions,
+    cache: ReferenceCache,
+) -> list[_Scored]:
+    """The policy runs; the reference only where training and earlier readings have not been."""
+    with scoring(pair.policy) as policy:
+        logps = token_logps(policy, prompts, responses, token_budget=options.token_budget)
+    cache.fill(prompts, responses, token_budget=options.token_budget, progress=False)
+    ref_logps = cache.lookup(prompts, responses)
+    return [_Scored(*both) for both in zip(logps, ref_logps, strict=True)]
 
 
 def _record(
-    pair: Pair, job: _Job, scored: Iterator[tuple[EncodedResponse, Any, Any]], beta: float
+    pair: Pair,
+    job: _Job,
+    scored: Iterator[tuple[EncodedResponse, _Scored]],
+    options: CreditOptions,
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"row": job.row, "prompt": job.prompt, **job.extra, "responses": {}}
     credits: list[Credit] = []
     for name, response in job.responses.items():
-        encoded, scores, alternatives = next(scored)
-        credit = assemble(pair, job.prompt, response, encoded, scores, beta, None)
+        encoded, scores = next(scored)
+        both = (scores.logps, scores.ref_logps)
+        credit = assemble(pair, job.prompt, response, encoded, both, options.beta, None)
         credits.append(credit)
-        side = credit.response_record(alternatives)
-        record["responses"][name] = {**side, "tokens_cut": job.cut[name]}
+        record["responses"][name] = _side(credit, scores, options) | {"tokens_cut": job.cut[name]}
     ranks = job.extra.get("ranks", range(len(credits)))
     differences = [
         better.reward - worse.reward
@@ -270,5 +332,28 @@ def _record(
         if place < other
     ]
     if differences:
-        record["margin"] = round(min(differences), 6)
+        record["margin"] = round(min(differences), DECIMALS)
+    if {"chosen", "rejected"} <= set(job.responses):
+        record["segments"] = [_rounded(each.to_dict()) for each in aligned_segments(record)]
     return record
+
+
+def _side(credit: Credit, scored: _Scored, options: CreditOptions) -> dict[str, Any]:
+    """The response's part of a record."""
+    side = credit.response_record(None)
+    if options.facts and scored.facts is not None:
+        for name in FACTS:
+            column = getattr(scored.facts, FACTS[name])
+            side[name] = [round(value, DECIMALS) for value in column.tolist()]
+    if scored.alternatives is not None:
+        side["alternatives"] = [
+            [_rounded(vars(each)) for each in best] for best in scored.alternatives
+        ]
+    return side
+
+
+def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: round(value, DECIMALS) if isinstance(value, float) else value
+        for name, value in record.items()
+    }
