@@ -7,17 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_pairs import TEXTS, random_model, small_pair, small_tokenizer, with_adapter
 
+import tokenq
 from tokenq.credit.calibration import (
     BlameSource,
     SpanCalibration,
+    blame_source,
     calibrate_spans,
     calibrated_spans,
     text_blames,
 )
 from tokenq.errors import UserError
+from tokenq.models.pair import Pair, load_pair
 
 SOURCE = BlameSource("policy", "reference", "aa", "bb", 0.1)
 
@@ -270,3 +275,66 @@ def test_spans_are_places_of_the_text_and_leave_the_end_token_out() -> None:
     [bridged] = calibrated_spans(text, inner, [-1.0, 4.0, 70.0, 3.0, -2.0, 0.0], found)
     assert (bridged.first, bridged.last, bridged.start, bridged.end) == (1, 4, 2, 13)
     assert bridged.reward == -7.0
+
+
+def of_pair(pair: Pair, estimator: str = "plain") -> SpanCalibration:
+    """Made from words of the small tokenizer's texts as if they were good responses."""
+    blames = []
+    for text in " ".join(TEXTS[:4]).split():
+        found = tokenq.credit(pair, "Review:", f" {text}", beta=0.2)
+        estimates = found.estimate(estimator).tolist()
+        blames.append(text_blames([-each for each in estimates], found.offsets)[1])
+    return calibrate_spans(blames, blame_source(pair, 0.2, estimator), tolerance=0.05, gap=0)
+
+
+@pytest.mark.parametrize("estimator", ["plain", "centred"])
+def test_spans_of_a_credit_carry_p_values(estimator: str) -> None:
+    pair = small_pair()
+    found = of_pair(pair, estimator)
+    reading = tokenq.credit(pair, "Review:", " The plot lands 🎬, uneven and dull.", beta=0.2)
+    spans = reading.spans(calibration=found)
+    blames = (-reading.estimate(estimator)).tolist()
+    assert spans == calibrated_spans(reading.response, reading.offsets, blames, found)
+    assert spans
+    assert all(reading.response[span.start : span.end] == span.text for span in spans)
+    assert len({span.p_value for span in spans}) > 1
+    least = spans[0].p_value
+    flagged = reading.spans(calibration=found, rate=least)
+    assert flagged == [span for span in spans if span.p_value == least]
+    assert reading.spans(calibration=found, limit=1) == spans[:1]
+
+
+def test_spans_are_refused_for_other_weights_than_were_calibrated() -> None:
+    pair = small_pair()
+    found = of_pair(pair)
+    reading = tokenq.credit(pair, "Review:", " A warm film.", beta=0.2)
+    reading.spans(calibration=found)
+    with pytest.raises(UserError, match="another beta"):
+        tokenq.credit(pair, "Review:", " A film.", beta=0.1).spans(calibration=found)
+    with pytest.raises(UserError, match=r"too few for a rate of 0\.001"):
+        reading.spans(calibration=found, rate=0.001)
+    with pytest.raises(ValueError, match="needs a calibration"):
+        reading.spans(rate=0.1)
+    with pytest.raises(ValueError, match="a calibration is of blame"):
+        reading.spans("liked", calibration=found)
+    with pytest.raises(ValueError, match="own tolerance"):
+        reading.spans(calibration=found, tolerance=0.1)
+    with torch.no_grad():
+        next(pair.policy.parameters()).mul_(1.01)
+    with pytest.raises(UserError, match="another policy"):
+        reading.spans(calibration=found)
+
+
+def test_adapter_on_and_off_are_two_models() -> None:
+    tokenizer = small_tokenizer()
+    pair = load_pair(with_adapter(random_model("llama", len(tokenizer), 1)), tokenizer=tokenizer)
+    source = blame_source(pair, 0.1)
+    assert source.policy_hash != source.reference_hash
+    assert blame_source(pair, 0.1) == source
+    with torch.no_grad():
+        for name, each in pair.policy.named_parameters():
+            if "lora_B" in name:
+                each.mul_(2)
+    trained = blame_source(pair, 0.1)
+    assert trained.policy_hash != source.policy_hash
+    assert trained.reference_hash == source.reference_hash

@@ -16,11 +16,17 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from peft import PeftModel
 from scipy import stats
+from torch import nn
 
 from tokenq.credit.segments import Span, maximal_segments
 from tokenq.errors import UserError
+from tokenq.models.fingerprint import weight_hash
+from tokenq.models.pair import Pair, reference_of
+from tokenq.models.reference import AdapterOff
 from tokenq.storage import write_text
 
 GAP = 3
@@ -299,6 +305,22 @@ def calibrate_spans(
     )
 
 
+def blame_source(pair: Pair, beta: float, estimator: str = "plain") -> BlameSource:
+    """What the blame of a loaded pair is computed with.
+
+    The weights are hashed once, and again after they were changed by an optimiser.
+    """
+    reference = reference_of(pair)
+    return BlameSource(
+        pair.policy_name,
+        pair.reference_name or "the reference",
+        _current_hash(pair.policy),
+        _current_hash(reference),
+        beta,
+        estimator,
+    )
+
+
 def text_blames(
     blames: Sequence[float], offsets: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[float]]:
@@ -351,6 +373,25 @@ def _stretches(
 
 def _worst(blames: Sequence[float], tolerance: float, gap: int) -> float:
     return max((excess for _, _, excess in _stretches(blames, tolerance, gap)), default=0.0)
+
+
+_hashes: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], tuple[int, str]]] = WeakKeyDictionary()
+"""Of each model, by the adapters that are on: the version of its weights, and their hash."""
+
+
+def _current_hash(model: nn.Module | AdapterOff) -> str:
+    if isinstance(model, AdapterOff):
+        module: nn.Module = model.peft_model
+        adapters: tuple[str, ...] = ("off", str(model.adapter))
+    else:
+        module = model
+        adapters = ("on", *module.active_adapters) if isinstance(module, PeftModel) else ()
+    # Every change in place counts a tensor's version up.
+    version = sum(each._version for each in module.parameters())
+    known = _hashes.setdefault(module, {})
+    if adapters not in known or known[adapters][0] != version:
+        known[adapters] = version, weight_hash(model)
+    return known[adapters][1]
 
 
 def _edges(lengths: Sequence[int], bins: int) -> tuple[int, ...]:

@@ -16,6 +16,12 @@ from tokenq.credit.aggregation import (
     without_outer_blanks,
     word_units,
 )
+from tokenq.credit.calibration import (
+    CalibratedSpan,
+    SpanCalibration,
+    blame_source,
+    calibrated_spans,
+)
 from tokenq.credit.estimators import estimator
 from tokenq.credit.gauge import Gauge, SoftValues, check_gauge
 from tokenq.credit.segments import Span, maximal_segments
@@ -246,7 +252,9 @@ class Credit:
         *,
         tolerance: float | None = None,
         limit: int | None = None,
-    ) -> list[Span]:
+        calibration: SpanCalibration | None = None,
+        rate: float | None = None,
+    ) -> Sequence[Span]:
         """Stretches that carry much blame (or liking), strongest first.
 
         They are the maximal segments of summed blame after each token is granted `tolerance`: with
@@ -257,7 +265,23 @@ class Credit:
                    that only what is blamed more than the typical token counts; the cut is relative
                    and not calibrated: a flawless response has stretches too.
         limit:     at most this many
+        calibration: what the worst stretches of good responses are like
+                   (:func:`tokenq.credit.calibrate_spans`). Blamed stretches are then found as it
+                   was made, with its tolerance and its estimator of credit, in the text alone, and
+                   carry a `p_value`: :class:`CalibratedSpan`
+        rate:      with a calibration, only stretches so bad that at most this share of good
+                   responses has any; None: all of them
+
+        Raises UserError for a calibration of another pair (which takes a look at all weights, once
+        for each model), another beta, or one of too few responses for the rate; ValueError for
+        arguments that do not go together, or a `Credit` without its models.
         """
+        if calibration is not None:
+            if sign != "blamed" or tolerance is not None:
+                raise ValueError("a calibration is of blame, and has its own tolerance")
+            return self._calibrated(calibration, rate)[:limit]
+        if rate is not None:
+            raise ValueError("a rate needs a calibration")
         rewards = self.rewards.tolist()
         if tolerance is None:
             tolerance = sum(map(abs, rewards)) / len(rewards)
@@ -386,6 +410,16 @@ class Credit:
         if self.vocabulary is None:
             raise ValueError("this Credit holds no models; compute it with tokenq.credit(...)")
         return self.vocabulary
+
+    def _calibrated(self, calibration: SpanCalibration, rate: float | None) -> list[CalibratedSpan]:
+        name = calibration.source.estimator
+        calibration.check_source(blame_source(self._reader().pair, self.beta, name))
+        blames = (-self.estimate(name)).tolist()
+        spans = calibrated_spans(self.response, self.offsets, blames, calibration)
+        if rate is None:
+            return spans
+        calibration.check_rate(rate)
+        return [span for span in spans if calibration.flags(span.p_value, rate)]
 
     def _span(self, first: int, last: int) -> Span:
         start, end = self.offsets[first][0], self.offsets[last - 1][1]

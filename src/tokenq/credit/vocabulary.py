@@ -109,6 +109,11 @@ class VocabularyReader:
         self._pair = pair
         self._ids = (prompt_ids, response_ids)
 
+    @property
+    def pair(self) -> Pair:
+        """The models that are read."""
+        return self._pair
+
     @cached_property
     def _states(self) -> tuple[Tensor, Tensor]:
         prompt_ids, response_ids = self._ids
