@@ -19,9 +19,9 @@ at("range-label").hidden = rows.length < 2;
 
 let waiting = 0;
 at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(refresh, 120); });
-for (const id of ["disagree", "marked"]) at(id).addEventListener("change", refresh);
-at("sort").addEventListener("change", () => { state.sort = SORTS.find((sort) => sort[0] === at("sort").value); state.turned = false; refresh(); });
-at("direction").addEventListener("click", () => { state.turned = !state.turned; refresh(); });
+for (const id of ["disagree", "marked"]) at(id).addEventListener("change", () => refresh());
+at("sort").addEventListener("change", () => { state.sort = SORTS.find((sort) => sort[0] === at("sort").value); state.turned = false; refresh(false); });
+at("direction").addEventListener("click", () => { state.turned = !state.turned; refresh(false); });
 at("previous").addEventListener("click", () => { state.page -= 1; list(); });
 at("next").addEventListener("click", () => { state.page += 1; list(); });
 at("range").addEventListener("change", () => { state.range = at("range").value; show(state.row); });

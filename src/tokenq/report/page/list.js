@@ -15,7 +15,8 @@ const state = {
   level: LEVELS[0], estimator: PLAIN, range: "page",
 };
 
-function refresh() {
+// The row that is shown stays if it is still among those found, unless the order has changed.
+function refresh(keep = true) {
   const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const [, , key, direction] = state.sort;
   const turn = direction * (state.turned ? -1 : 1);
@@ -28,9 +29,10 @@ function refresh() {
     .sort((a, b) => apart(value(a), value(b)) || a.order - b.order);
   at("direction").textContent = turn > 0 ? "↑" : "↓";
   at("direction").title = turn > 0 ? "lowest first" : "highest first";
-  state.page = 0;
+  const here = keep ? state.found.indexOf(state.row) : -1;
+  state.page = Math.floor(Math.max(0, here) / PAGE);
   list();
-  if (state.found.length) show(state.found[0]);
+  if (here < 0 && state.found.length) show(state.found[0]);
 }
 
 function list() {
