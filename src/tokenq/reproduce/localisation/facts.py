@@ -7,26 +7,30 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokenq.credit.vocabulary import sweep
 from tokenq.data.encoding import EncodedResponse
-from tokenq.models.forward import causal_lm, reference_predictions
-from tokenq.models.head import NO_EXTRAS, Extras, Head, Predictions, token_logps_of
+from tokenq.models import AdapterOff
+from tokenq.models.forward import causal_lm, response_states
+from tokenq.models.head import Head, token_logps_of
 from tokenq.models.packing import Pack, pack_trees
+from tokenq.models.pair import Pair
 from tokenq.reproduce.adapter_training import TOKEN_BUDGET
 from tokenq.reproduce.frozen_trunk import FrozenTrunk
 
 Facts = dict[str, list[list[float]]]
-"""By name, [T_i] values of each text's tokens, in the order of the texts.
+"""By name, [T_i] values of each text's tokens, in the order of the texts; nats, beta not included.
 
-logps, ref_logps: log pi(y_t | s_t) of policy and reference, nats
-entropy:          of the policy's next-token distribution, nats
-divergence:       KL(pi_ref(. | s_t) || pi(. | s_t)), nats
-taken:            the policy's raw logit of the token
+The names are those of `credit.vocabulary.StateFacts`.
 """
 
-DIGITS = 5
+PAIRED = ("logps", "ref_logps", "entropy", "divergence", "policy_divergence", "ratio_variance")
+"""What is kept of a trained policy and its reference."""
+
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -50,36 +54,62 @@ class Reading:
         """The forwards that it takes."""
         return pack_trees(self.prompts, self.responses, TOKEN_BUDGET)
 
-    def predictions(self, model: nn.Module) -> list[Predictions]:
-        """What a model predicts everywhere, as a reference for :func:`read`; no gradient."""
-        return [reference_predictions(model, pack) for pack in self.packs]
+    @torch.no_grad()
+    def states(self, model: nn.Module) -> list[Tensor]:
+        """[M, H] of each pack: the states from which a model predicts the responses' tokens."""
+        return [response_states(causal_lm(model), pack) for pack in self.packs]
+
+    def by_text(self, values: Sequence[Tensor]) -> list[list[float]]:
+        """[M] values of each pack, as rounded lists in the order of the texts."""
+        rows: list[list[float]] = [[] for _ in self.encoded]
+        for pack, own in zip(self.packs, values, strict=True):
+            parts = pack.for_every_row(own).split(list(pack.lengths))
+            for row, part in zip(pack.rows, parts, strict=True):
+                rows[row] = rounded(part)
+        return rows
 
 
-@torch.no_grad()
-def read(
-    model: nn.Module, reading: Reading, references: Sequence[Predictions] | None = None
+def read_start(model: nn.Module, reading: Reading) -> Facts:
+    """`logps` and `entropy` of all texts under one model."""
+    states = reading.states(model)
+    head = Head.of(causal_lm(model))
+    with torch.no_grad():
+        scores = [
+            token_logps_of(head, own, pack.targets)
+            for own, pack in zip(states, reading.packs, strict=True)
+        ]
+    return {
+        name: reading.by_text([getattr(each, name) for each in scores])
+        for name in ("logps", "entropy")
+    }
+
+
+def read_pair(
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+    references: Sequence[Tensor],
 ) -> Facts:
-    """Facts of all texts under `model`; `ref_logps` and `divergence` only with `references`."""
-    names = {"logps": "logps", "entropy": "entropy", "taken": "taken"}
-    if references is not None:
-        names |= {"ref_logps": "ref_logps", "divergence": "kl"}
-    facts: Facts = {name: [[] for _ in reading.encoded] for name in names}
-    for number, pack in enumerate(reading.packs):
-        extras = NO_EXTRAS if references is None else Extras(reference=references[number])
-        scores = model(packed=pack, extras=extras)
-        for name, field in names.items():
-            _place(facts[name], pack, getattr(scores, field))
-    return facts
+    """`PAIRED` and `taken` of all texts, in one sweep over both heads.
 
-
-def _place(rows: list[list[float]], pack: Pack, values: Tensor) -> None:
-    for row, part in zip(pack.rows, values.split(list(pack.lengths)), strict=True):
-        rows[row] = rounded(part)
+    references: `reading.states` of the reference, whose head the policy shares
+    """
+    pair = Pair(policy, AdapterOff(policy), tokenizer, "policy", "reference")
+    parts = [
+        sweep(pair, states, reference, pack.targets, None)[0]
+        for pack, states, reference in zip(
+            reading.packs, reading.states(policy), references, strict=True
+        )
+    ]
+    return {
+        name: reading.by_text([getattr(each, name) for each in parts])
+        for name in (*PAIRED, "taken")
+    }
 
 
 def rounded(values: Tensor) -> list[float]:
-    """JSON numbers with as many digits as parts keep."""
-    return [round(value, DIGITS) for value in values.tolist()]
+    """JSON numbers with as many significant digits as parts keep."""
+    return [float(f"{value:.{_DIGITS}g}") for value in values.tolist()]
 
 
 def gradient_input(model: nn.Module, reading: Reading) -> list[list[float]]:
@@ -91,7 +121,7 @@ def gradient_input(model: nn.Module, reading: Reading) -> list[list[float]]:
     the last token, which is no input, has 0.
     """
     inner = causal_lm(model)
-    rows: list[list[float]] = [[] for _ in reading.encoded]
+    found = []
     for pack in reading.packs:
         with torch.no_grad():
             embedded = inner.get_input_embeddings()(pack.input_ids)[None]
@@ -106,8 +136,8 @@ def gradient_input(model: nn.Module, reading: Reading) -> list[list[float]]:
         for length in pack.distinct:
             start, end = next(spans) if length > 1 else (0, 0)
             distinct.append(torch.cat([products[start:end], products.new_zeros(1)]))
-        _place(rows, pack, pack.for_every_row(torch.cat(distinct)))
-    return rows
+        found.append(torch.cat(distinct))
+    return reading.by_text(found)
 
 
 def _states(inner: PreTrainedModel, embedded: Tensor, pack: Pack) -> Tensor:

@@ -5,8 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from tokenq.credit.aggregation import sum_over_spans, word_spans
+from tokenq.credit.estimators import ESTIMATORS, word_sums
+from tokenq.credit.result import Credit
+from tokenq.credit.vocabulary import StateFacts
 from tokenq.reproduce.localisation.arms import CreditArm
 from tokenq.reproduce.localisation.facts import Facts
 
@@ -47,67 +50,83 @@ def start_signals(facts: Facts, items: Sequence[Item]) -> list[Signals]:
 def arm_signals(arm: CreditArm, facts: Facts, start: Facts, items: Sequence[Item]) -> list[Signals]:
     """The signals of a trained arm, of each text; all in nats, beta not included.
 
-    credit:         -(log pi - log pi_ref), the implicit reward with its sign turned
-    centred:        the same less its mean under the reference at that state: with KL(pi_ref || pi)
-                    taken off (core paper, eq. 16)
-    words, centred words: both summed over the word that the token is of
+    (every name of `credit.estimators.ESTIMATORS`): that estimate with its sign turned. "plain" is
+                        -(log pi - log pi_ref); of an "sft" arm the contrast of tuned and untrained
     surprisal, entropy: of the trained policy
-    from the start: of a policy trained after SFT: the log-ratio to the model before both
-    logit:          of Q-RM: minus the raw logit of the token, which its loss scores
-    gradient x input: of the log-ratio
-    prefix difference: of a reward model: minus what the token adds to the reward
-
-    A "sft" arm's credit is the contrast of the tuned and the untrained model.
+    from the start:     of a policy trained after SFT: the log-ratio to the model before both
+    logit:              of Q-RM: minus the raw logit of the token, which its loss scores
+    gradient x input:   of the log-ratio
+    prefix difference, prefix difference, words: of a reward model: minus what the token, or the
+                        word that it is of, adds to the reward
     """
     found = []
     for number, item in enumerate(items):
         if arm.learner == "reward model":
             differences = -np.array(facts["prefix difference"][number])
-            found.append(
-                _lists({"prefix difference": differences, "words": over_words(differences, item)})
-            )
-            continue
-        logps, before = np.array(facts["logps"][number]), np.array(start["logps"][number])
-        reference = np.array(facts["ref_logps"][number]) if arm.after_sft else before
-        blame = reference - logps
-        centred = blame - np.array(facts["divergence"][number])
-        signals = {
-            "credit": blame,
-            "centred": centred,
-            "words": over_words(blame, item),
-            "centred words": over_words(centred, item),
-            "surprisal": -logps,
-            "entropy": np.array(facts["entropy"][number]),
-        }
-        if arm.after_sft:
-            signals["from the start"] = before - logps
-        if "taken" in facts:
-            signals["logit"] = -np.array(facts["taken"][number])
-        gradients = facts.get("gradient x input", [])
-        if number < len(gradients):
-            ours, theirs = (np.array(each["gradient x input"][number]) for each in (facts, start))
-            signals["gradient x input"] = theirs - ours
+            signals = {
+                "prefix difference": differences,
+                "prefix difference, words": over_words(differences, item),
+            }
+        else:
+            credit = _credit(arm, facts, start, item, number)
+            signals = {name: -each.read(credit).numpy() for name, each in ESTIMATORS.items()}
+            signals["surprisal"] = credit.surprisals.numpy()
+            signals["entropy"] = credit.entropies.numpy()
+            if arm.after_sft:
+                signals["from the start"] = np.array(start["logps"][number]) - credit.logps.numpy()
+            if "taken" in facts:
+                signals["logit"] = -np.array(facts["taken"][number])
+            gradients = facts.get("gradient x input", [])
+            if number < len(gradients):
+                theirs = np.array(start["gradient x input"][number])
+                signals["gradient x input"] = theirs - np.array(gradients[number])
         found.append(_lists(signals))
     return found
 
 
-def over_words(values: np.ndarray, item: Item) -> np.ndarray:
-    """[T] each token's value replaced by the sum over the word that it lies in.
+def _credit(arm: CreditArm, facts: Facts, start: Facts, item: Item, number: int) -> Credit:
+    """The saved facts of one text as a `Credit` with beta 1 and without its models."""
 
-    A token in no word (punctuation, the end) keeps its own; one that reaches into several words has
-    the greatest of their sums.
-    """
-    spans = word_spans(item["text"])
-    sums = sum_over_spans(torch.tensor(values), item["offsets"], item["text"], spans).tolist()
-    out = []
-    for value, (start, end) in zip(values.tolist(), item["offsets"], strict=True):
-        own = [
-            total
-            for total, (first, last) in zip(sums, spans, strict=True)
-            if first < end and start < last
-        ]
-        out.append(max(own, default=value))
-    return np.array(out)
+    def own(name: str) -> Tensor:
+        return torch.tensor(facts[name][number], dtype=torch.float64)
+
+    logps = own("logps")
+    nothing = torch.full_like(logps, torch.nan)
+    if arm.after_sft:
+        ref_logps, ref_entropy = own("ref_logps"), nothing
+    else:
+        ref_logps, ref_entropy = (
+            torch.tensor(start[name][number], dtype=torch.float64) for name in ("logps", "entropy")
+        )
+    state = StateFacts(
+        logps=logps,
+        ref_logps=ref_logps,
+        entropy=own("entropy"),
+        ref_entropy=ref_entropy,
+        divergence=own("divergence"),
+        policy_divergence=own("policy_divergence"),
+        ratio_variance=own("ratio_variance"),
+        normaliser=nothing,
+        taken=nothing,
+    )
+    return Credit(
+        prompt="",
+        response=item["text"],
+        beta=1.0,
+        token_ids=(0,) * len(logps),
+        tokens=("",) * len(logps),
+        offsets=tuple((start, end) for start, end in item["offsets"]),
+        logps=logps,
+        ref_logps=ref_logps,
+        policy_name=arm.name,
+        reference_name="sft" if arm.after_sft else "start",
+        facts=state,
+    )
+
+
+def over_words(values: np.ndarray, item: Item) -> np.ndarray:
+    """[T] each token's value replaced by the sum over its word."""
+    return word_sums(torch.tensor(values), item["offsets"], item["text"]).numpy()
 
 
 def _lists(signals: Mapping[str, np.ndarray]) -> Signals:

@@ -18,6 +18,8 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from tokenq.data.hashing import json_hash
 from tokenq.demo.words import words_of
 from tokenq.objectives import OBJECTIVES
@@ -26,7 +28,14 @@ from tokenq.reproduce.adapter_training import Recipe
 from tokenq.reproduce.experiment import Results, Run
 from tokenq.reproduce.localisation.arms import CreditArm
 from tokenq.reproduce.localisation.bench import Bench, first
-from tokenq.reproduce.localisation.facts import Facts, Reading, gradient_input, read, rounded
+from tokenq.reproduce.localisation.facts import (
+    Facts,
+    Reading,
+    gradient_input,
+    read_pair,
+    read_start,
+    rounded,
+)
 from tokenq.reproduce.localisation.material import Task, TestText, TrainingPair, truth_of
 from tokenq.reproduce.localisation.settings import Settings
 from tokenq.reproduce.localisation.signals import arm_signals, start_signals
@@ -91,8 +100,8 @@ class TaskRunner:
         return Reading(self._reading.encoded[: self._gradients])
 
     @cached_property
-    def _predictions(self) -> Any:
-        return self._reading.predictions(self._bench.model)
+    def _start_states(self) -> list[Tensor]:
+        return self._reading.states(self._bench.model)
 
     def _pairs(self, seed: int, variant: str) -> list[TrainingPair]:
         if (seed, variant) not in self._material:
@@ -139,7 +148,7 @@ class TaskRunner:
 
     def _start_facts(self) -> Facts:
         def make() -> Results:
-            facts: Facts = read(self._bench.model, self._reading)
+            facts: Facts = read_start(self._bench.model, self._reading)
             bare = Reading([self._bench.encoder("", each.text) for each in self._tests])
             facts["logps without prompt"] = _bare_logps(self._bench, bare, self._reading)
             facts["gradient x input"] = gradient_input(self._bench.model, self._examined)
@@ -165,12 +174,12 @@ class TaskRunner:
     def _made(self, arm: CreditArm, seed: int, pairs: list[TrainingPair]) -> Results:
         started = time.process_time()
         # What the start says is asked before an adapter is on.
-        references = self._predictions
+        references = self._start_states
         if arm.learner == "reward model":
             facts = self._reward_model(arm, seed, pairs)
         elif arm.after_sft:
             with self._bench.tuned(pairs, self._recipe, seed):
-                facts = self._policy(arm, seed, pairs, self._reading.predictions(self._bench.model))
+                facts = self._policy(arm, seed, pairs, self._reading.states(self._bench.model))
         else:
             facts = self._policy(arm, seed, pairs, references)
         return {
@@ -179,10 +188,10 @@ class TaskRunner:
         }
 
     def _policy(
-        self, arm: CreditArm, seed: int, pairs: list[TrainingPair], references: Any
+        self, arm: CreditArm, seed: int, pairs: list[TrainingPair], references: list[Tensor]
     ) -> Facts:
         with self._bench.trained(arm, pairs, self._recipe, seed) as policy:
-            facts = read(policy, self._reading, references)
+            facts = read_pair(policy, self._bench.tokenizer, self._reading, references)
             if not arm.after_sft:
                 del facts["ref_logps"]  # those of the start, which has its own part
             if arm.loss_type != "q_rm":
@@ -213,7 +222,7 @@ def _bare_logps(bench: Bench, bare: Reading, whole: Reading) -> list[list[float]
     Without a template before it, a text's tokens and its end may differ: then the values are
     projected through characters.
     """
-    logps = read(bench.model, bare)["logps"]
+    logps = read_start(bench.model, bare)["logps"]
     rows = []
     for values, alone, encoded in zip(logps, bare.encoded, whole.encoded, strict=True):
         if alone.response_ids != encoded.response_ids:
