@@ -37,10 +37,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add policy, reference, and where and how to hold them."""
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add policy, reference, and where and how to hold them; `required`: the policy is."""
     models = parser.add_argument_group("models: a hub name, a folder, or bundled:NAME")
-    models.add_argument("--policy", required=True, help="the trained model, or a PEFT adapter")
+    models.add_argument("--policy", required=required, help="the trained model, or a PEFT adapter")
     models.add_argument(
         "--reference", help="what its training started from; an adapter's base if left out"
     )

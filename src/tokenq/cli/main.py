@@ -17,6 +17,9 @@ COMMANDS = {
     "demo": "train, read and report on the bundled model and data, in minutes on two cores",
     "train": "fine-tune a model on preferences or on answers",
     "credit": "show which tokens a trained model likes and blames",
+    "rank": "put the responses of each prompt in the order of their implicit reward",
+    "clean": "find the pairs whose label a trained model disputes, and the words why",
+    "locate": "find error spans in responses, at a stated rate of false alarms",
     "eval": "pair accuracy, margins and calibration on preference data",
     "reproduce": "one published claim re-run: its figure and table, with confidence intervals",
     "doctor": "what is installed, which devices there are, which features are on",
@@ -88,7 +91,7 @@ def _load(name: str) -> Callable[[list[str]], int]:
 
 
 def _suggestion(name: str) -> str:
-    near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.65)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"the commands are {', '.join(COMMANDS)}"

@@ -1,0 +1,68 @@
+"""Scored data sets that lie on disk, and each source row beside what was found about it."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenq.credit.journal import read_records
+from tokenq.data.loading import Rows
+from tokenq.errors import UserError
+
+Record = dict[str, Any]
+
+
+def open_finished(folder: str | Path, rows: Rows | None = None) -> tuple[Path, dict[str, Any]]:
+    """The records' file and the settings of a finished `tokenq credit` run over `rows`.
+
+    rows: None where it does not matter which they were
+
+    Raises UserError if there is none, or it is a run over other rows.
+    """
+    folder = Path(folder)
+    path, settings_file = folder / "credit.jsonl", folder / "settings.json"
+    if not path.exists() or not settings_file.exists():
+        raise UserError(
+            f"{folder}: no credit.jsonl with its settings.json is there; accepted: the folder of a "
+            "finished run"
+        )
+    settings: dict[str, Any] = json.loads(settings_file.read_text(encoding="utf-8"))
+    if rows is None:
+        return path, settings
+    for name, value in (("kind", rows.kind), ("data_fingerprint", rows.fingerprint)):
+        if settings.get(name) != value:
+            raise UserError(
+                f"{folder} was scored over other rows: its {name} is {settings.get(name)!r}, that "
+                f"of {rows.source} is {value!r}; accepted: the same data, split and limit"
+            )
+    return path, settings
+
+
+def records_by_row(path: Path, rows: Rows) -> Iterator[tuple[Record, Record]]:
+    """Yield each source row with its record, in the order of the source.
+
+    A row that was left out has the record `{"row": ..., "skipped": reason}`.
+
+    Raises ValueError if the records are not those of the rows.
+    """
+    return _joined(rows.dataset, read_records(path))
+
+
+def source_columns(row: Record) -> Record:
+    """A row as it can be written and loaded again: without the empty cells that Arrow adds."""
+    return {name: _without_nulls(value) for name, value in row.items() if value is not None}
+
+
+def _joined(rows: Iterable[Any], records: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
+    for row, record in zip(rows, records, strict=True):
+        if row["row"] != record["row"]:
+            raise ValueError(f"row {row['row']} stands beside the record of row {record['row']}")
+        yield row, record
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    return value
