@@ -91,7 +91,7 @@ def _load(name: str) -> Callable[[list[str]], int]:
 
 
 def _suggestion(name: str) -> str:
-    near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.65)
+    near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.7)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"the commands are {', '.join(COMMANDS)}"
