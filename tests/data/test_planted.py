@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ FILLER = "This sentence only makes the text long enough to be shown to a reader 
 
 
 @pytest.fixture
-def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every seed under many names, each with a word of its own so that no two texts are equal."""
     descriptions = tuple(
         Description(
@@ -34,6 +35,7 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for n in range(60)
         for i, (short, text) in enumerate(SEEDS)
     )
+    monkeypatch.setenv("TOKENQ_HOME", str(tmp_path))
     monkeypatch.setattr(planted, "read", lambda: Archive({}, descriptions))
     planted._materials.cache_clear()
     planted._true_counts.cache_clear()
@@ -109,6 +111,15 @@ def test_equal_seeds_give_equal_items(archive: None) -> None:
         "train", seed=3, mode="loose"
     )
     assert planted.load("train", seed=3) != planted.load("train", seed=4)
+
+
+def test_second_process_reads_what_the_first_found(
+    archive: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = planted.load("train")
+    planted._materials.cache_clear()
+    monkeypatch.setattr(planted, "_find", lambda descriptions: pytest.fail("looked again"))
+    assert planted.load("train") == first
 
 
 def test_count_takes_kinds_in_turn(archive: None) -> None:

@@ -1,24 +1,30 @@
 """Summaries with one planted wrong detail whose place is known, and other wordings, still true."""
 
 import hashlib
+import json
 import random
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tokenq.data.debian import Description, read
 from tokenq.data.planted_edits import KINDS, Edit, error_edits
 from tokenq.data.planted_wordings import consistent_edits, paraphrases
 from tokenq.errors import UserError
+from tokenq.storage import atomic_file, cache_dir, discard_parts, locked
 
 SPLITS = ("train", "validation", "test")
 MODES = ("minimal", "loose")
 INSTRUCTION = "Summarise this software package in one line."
 MAX_WORDS = 120
 """Longest description in a prompt; whole paragraphs beyond it are left out."""
+MIN_WORDS = 15
+"""Shortest description that an error is planted against."""
 
 # Sections whose packages say nothing of their own, and synopses that are about packaging.
 _SECTIONS = frozenset({"debug", "metapackages", "tasks", "oldlibs", "localization"})
@@ -152,10 +158,24 @@ class _Material:
 def _materials() -> tuple[_Material, ...]:
     """All that errors can be planted in, one per source package and per text of a summary.
 
-    A package that allows several kinds is given to the one that the fewest packages allow.
+    Found once for the descriptions, the lists and the rules as they are, then read from the cache.
     """
+    descriptions = read().descriptions
+    path = cache_dir("assets", "planted") / f"{_fingerprint(descriptions)}.jsonl"
+    if not path.exists():
+        with locked(path):
+            if not path.exists():
+                discard_parts(path)
+                _write(path, _find(descriptions))
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        return tuple(_from_json(json.loads(line)) for line in lines)
+
+
+def _find(descriptions: Sequence[Description]) -> list[_Material]:
+    """A package that allows several kinds is given to the one that the fewest packages allow."""
+    print("tokenq: looking for details in package descriptions (once)", file=sys.stderr, flush=True)
     found: dict[str, list[_Material]] = defaultdict(list)
-    for description in read().descriptions:
+    for description in descriptions:
         for material in _in_package(description):
             found[description.source].append(material)
     common = Counter(kind for each in found.values() for kind in {m.kind for m in each})
@@ -167,7 +187,30 @@ def _materials() -> tuple[_Material, ...]:
                 seen.add(material.summary.lower())
                 kept.append(material)
                 break
-    return tuple(kept)
+    return kept
+
+
+def _fingerprint(descriptions: Sequence[Description]) -> str:
+    """Of the descriptions and of the code and lists that errors are planted by."""
+    digest = hashlib.sha256()
+    for name in ("planted", "planted_edits", "planted_wordings", "planted_words"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    for each in descriptions:
+        digest.update(f"{each.package}\0{each.source}\0{each.synopsis}\0{each.text}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _write(path: Path, materials: Sequence[_Material]) -> None:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as written:
+        written.writelines(
+            json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in materials
+        )
+
+
+def _from_json(row: dict[str, Any]) -> _Material:
+    description = Description(**row.pop("description"))
+    edits = tuple(Edit(**edit) for edit in row.pop("edits"))
+    return _Material(description=description, edits=edits, **row)
 
 
 def _in_package(description: Description) -> Iterator[_Material]:
@@ -192,11 +235,13 @@ def _in_package(description: Description) -> Iterator[_Material]:
 
 def _in_summary(description: Description, summary: str, text: str) -> Iterator[_Material]:
     shown = _shortened(text)
-    if len(shown.split()) < 15 or not paraphrases(summary) or not consistent_edits(summary):
+    if len(shown.split()) < MIN_WORDS:
         return
     by_kind: dict[str, list[Edit]] = defaultdict(list)
     for edit in error_edits(summary, shown):
         by_kind[edit.kind].append(edit)
+    if not by_kind or not consistent_edits(summary) or not paraphrases(summary):
+        return
     for kind, edits in by_kind.items():
         yield _Material(description, summary, shown, kind, tuple(edits))
 

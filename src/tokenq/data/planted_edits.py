@@ -7,7 +7,8 @@ wrong one nowhere, so that a reader of both can tell.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 from tokenq.data import planted_words as lists
 
@@ -38,8 +39,7 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """A word of a text and its characters ``start..end``."""
 
     text: str
@@ -69,14 +69,15 @@ class Edit:
         return self.start, self.start + len(self.new)
 
 
-def words_of(text: str) -> list[Word]:
+@lru_cache(maxsize=16)
+def words_of(text: str) -> tuple[Word, ...]:
     """Words with their places; signs at a word's end do not belong to it."""
     found = []
     for match in _WORD.finditer(text):
         bare = match.group().rstrip("._/-'")
         if bare:
             found.append(Word(bare, match.start(), match.start() + len(bare)))
-    return found
+    return tuple(found)
 
 
 def stated(text: str, detail: str) -> bool:

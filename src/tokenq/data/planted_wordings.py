@@ -67,6 +67,7 @@ _IMPERATIVE = re.compile(
 )
 # "A for B", said the other way round; B is no activity and there is one "for" only.
 _FOR_WHAT = re.compile(r"(?P<thing>(?:(?! for )[^,;:])+) for (?P<what>(?:(?! for )[^,;:])+)")
+_PHRASE = re.compile(rf"\b(?:{'|'.join(written for written, _ in lists.PHRASES)})\b")
 _VERBAL = re.compile(
     r"\b(?:is|are|was|has|have|can|will|that|which|to|ready|features|useful|\w+ed|provides|contains|"
     r"offers|allows|supports|implements|includes|makes)$|\b(?:is|are|was|has|can|it)\b",
@@ -85,9 +86,9 @@ def consistent_edits(summary: str) -> list[Edit]:
     fixed = [match.span() for match in _FIXED.finditer(summary)]
     found = []
     for word in words_of(summary):
-        if any(start < word.end and word.start < end for start, end in fixed):
-            continue
         for kind, other in _equals(word.text, word.start == 0):
+            if any(start < word.end and word.start < end for start, end in fixed):
+                continue
             if same_article(summary, word.start, word.text, other):
                 found.append(Edit(kind, word.text, word.start, word.end, word.text, other))
     return found
@@ -137,11 +138,8 @@ def _several_synonyms(summary: str) -> str:
 
 
 def _say_phrases(summary: str) -> str:
-    for written, otherwise in lists.PHRASES:
-        changed = re.sub(rf"\b{written}\b", otherwise, summary, count=1)
-        if changed != summary:
-            return changed
-    return summary
+    otherwise = dict(lists.PHRASES)
+    return _PHRASE.sub(lambda match: otherwise[match.group()], summary, count=1)
 
 
 def _swap_coordinated(summary: str) -> str:
