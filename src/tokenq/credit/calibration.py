@@ -31,6 +31,7 @@ from tokenq.storage import write_text
 
 GAP = 3
 """Tokens: one or two words."""
+FIT_SHARE = 0.25
 
 _FORMAT = "tokenq span calibration 1"
 _SLACK = 1e-9
@@ -119,7 +120,7 @@ class SpanCalibration:
         for place, known in enumerate(self.largest):
             if len(known) < needed:
                 raise UserError(
-                    f"{len(known)} good responses {self._described(place)}are too few for a rate "
+                    f"{len(known)} good responses{self._described(place)} are too few for a rate "
                     f"of {rate:g}: below {needed} nothing can be flagged; accepted: more good "
                     f"responses, a rate from {1 / (len(known) + 1):.2g} up"
                     + (", or fewer length bins" if self.edges else "")
@@ -167,6 +168,31 @@ class SpanCalibration:
                     "accepted: the pair, beta and estimator that it was made with, or a new "
                     "calibration"
                 )
+
+    def summary(self, rate: float) -> dict[str, Any]:
+        """What it says about a rate, in JSON types.
+
+        Of each bin its shortest and longest length in tokens (null: no limit), how many good
+        responses there are, above which excess a span is flagged, and the :meth:`realised_rate`.
+        """
+        bins = []
+        for place, known in enumerate(self.largest):
+            length, longest = self._lengths(place)
+            bins.append(
+                {
+                    "lengths": [length, longest],
+                    "good_responses": len(known),
+                    "threshold": self.threshold(rate, length),
+                    "realised_rate": list(self.realised_rate(rate, length)),
+                }
+            )
+        return {
+            **asdict(self.source),
+            "tolerance": self.tolerance,
+            "gap": self.gap,
+            "fitted_on": self.fitted_on,
+            "bins": bins,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
@@ -222,12 +248,15 @@ class SpanCalibration:
     def _bin(self, length: int) -> tuple[float, ...]:
         return self.largest[bisect_right(self.edges, length)]
 
+    def _lengths(self, place: int) -> tuple[int, int | None]:
+        shortest = self.edges[place - 1] if place else 1
+        return shortest, self.edges[place] - 1 if place < len(self.edges) else None
+
     def _described(self, place: int) -> str:
         if not self.edges:
             return ""
-        low = self.edges[place - 1] if place else 0
-        high = f"to {self.edges[place] - 1}" if place < len(self.edges) else "or more"
-        return f"of {low} {high} tokens "
+        shortest, longest = self._lengths(place)
+        return f" of {shortest} {'or more' if longest is None else f'to {longest}'} tokens"
 
 
 _SOURCE_FIELDS = fields(BlameSource)
@@ -250,7 +279,7 @@ def calibrate_spans(
     tolerance: float | None = None,
     gap: int = GAP,
     length_bins: int = 1,
-    fit_share: float = 0.25,
+    fit_share: float = FIT_SHARE,
     seed: int = 0,
 ) -> SpanCalibration:
     """Learn how bad the worst stretch of a good response is.
@@ -274,20 +303,13 @@ def calibrate_spans(
     Raises UserError for fewer good responses than needed for that, ValueError for lengths of 0 or
     numbers that are not finite.
     """
-    for name, value, fine, what in (
-        ("gap", gap, gap >= 0, "0 or more tokens"),
-        ("length_bins", length_bins, length_bins >= 1, "1 or more"),
-        ("fit_share", fit_share, 0 < fit_share < 1, "between 0 and 1"),
-    ):
-        if not fine:
-            raise UserError(f"{name} is {value}; accepted: {what}")
+    check_fit(tolerance, gap=gap, length_bins=length_bins, fit_share=fit_share, seed=seed)
     for each in blames:
         if not len(each) or not all(map(math.isfinite, each)):
             raise ValueError("a good response has no tokens, or a blame that is not finite")
     order = list(range(len(blames)))
     random.Random(seed).shuffle(order)
-    fits = tolerance is None or length_bins > 1
-    share = max(length_bins, round(fit_share * len(blames))) if fits else 0
+    share = _fitting(len(blames), tolerance, length_bins, fit_share)
     if len(blames) <= share:
         raise UserError(
             f"{len(blames)} good responses; accepted: more than {share}, some to take the "
@@ -303,6 +325,49 @@ def calibrate_spans(
     return SpanCalibration(
         source, tolerance, gap, edges, tuple(tuple(sorted(each)) for each in largest), share
     )
+
+
+def check_fit(
+    tolerance: float | None = None,
+    *,
+    gap: int = GAP,
+    length_bins: int = 1,
+    fit_share: float = FIT_SHARE,
+    seed: int = 0,
+) -> None:
+    """Raise UserError for options that :func:`calibrate_spans` would not take."""
+    granted = tolerance is None or (tolerance >= 0 and math.isfinite(tolerance))
+    for name, value, fine, what in (
+        ("tolerance", tolerance, granted, "0 or more"),
+        ("gap", gap, gap >= 0, "0 or more tokens"),
+        ("length_bins", length_bins, length_bins >= 1, "1 or more"),
+        ("fit_share", fit_share, 0 < fit_share < 1, "between 0 and 1"),
+        ("seed", seed, seed >= 0, "0 or more"),
+    ):
+        if not fine:
+            raise UserError(f"{name} is {value}; accepted: {what}")
+
+
+def check_enough(
+    count: int,
+    rate: float,
+    tolerance: float | None = None,
+    *,
+    length_bins: int = 1,
+    fit_share: float = FIT_SHARE,
+) -> None:
+    """Raise UserError if `count` good responses cannot make a calibration for `rate`.
+
+    It looks at numbers only, before anything is scored; bins may still turn out uneven.
+    """
+    calibrating = count - _fitting(count, tolerance, length_bins, fit_share)
+    needed = math.ceil(1 / rate - 1 - _SLACK) * length_bins
+    if calibrating < needed:
+        raise UserError(
+            f"{count} good responses are too few for a rate of {rate:g}: {max(calibrating, 0)} "
+            f"would calibrate, where {needed} are needed; accepted: more good responses, or a "
+            "higher rate"
+        )
 
 
 def blame_source(pair: Pair, beta: float, estimator: str = "plain") -> BlameSource:
@@ -399,6 +464,13 @@ def _edges(lengths: Sequence[int], bins: int) -> tuple[int, ...]:
     ordered = sorted(lengths)
     cuts = {ordered[at * len(ordered) // bins] for at in range(1, bins)}
     return tuple(sorted(cuts - {ordered[0]})) if ordered else ()
+
+
+def _fitting(count: int, tolerance: float | None, length_bins: int, fit_share: float) -> int:
+    """How many of so many good responses are set aside to fit."""
+    if tolerance is not None and length_bins == 1:
+        return 0
+    return max(length_bins, round(fit_share * count))
 
 
 def _flagged_places(rate: float, count: int) -> int:
