@@ -6,6 +6,14 @@ The package itself can be called: `tokenq.credit(pair, prompt, response)` is :fu
 from tokenq.callable_package import make_callable
 from tokenq.credit.aggregation import sentence_units, sum_over_spans, word_spans, word_units
 from tokenq.credit.api import credit
+from tokenq.credit.calibration import (
+    BlameSource,
+    CalibratedSpan,
+    SpanCalibration,
+    blame_source,
+    calibrate_spans,
+    calibrated_spans,
+)
 from tokenq.credit.dataset import CreditRun, credit_dataset
 from tokenq.credit.estimators import (
     ESTIMATORS,
@@ -22,15 +30,21 @@ from tokenq.credit.vocabulary import Alternative, StateFacts
 __all__ = [
     "ESTIMATORS",
     "Alternative",
+    "BlameSource",
+    "CalibratedSpan",
     "Credit",
     "CreditRun",
     "Estimator",
     "Gauge",
     "SoftValues",
     "Span",
+    "SpanCalibration",
     "StateFacts",
     "SurprisalAdjustment",
     "average",
+    "blame_source",
+    "calibrate_spans",
+    "calibrated_spans",
     "credit",
     "credit_dataset",
     "estimator",
