@@ -1,6 +1,8 @@
 """Whole data sets: the same numbers as one by one, every kind of row, resuming, refusing."""
 
+import gc
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ import tokenq
 import tokenq.credit.dataset as dataset
 from tokenq.credit import credit_dataset
 from tokenq.credit.dataset import CreditOptions
+from tokenq.credit.parquet import write_parquet
+from tokenq.credit.vocabulary import VocabularyReader
+from tokenq.data.encoding import encode
 from tokenq.data.loading import Rows, load_rows
 from tokenq.errors import UserError
 from tokenq.models.pair import Pair, load_pair, reference_of
@@ -238,3 +243,47 @@ def test_scoring_leaves_the_models_as_they_were(tmp_path: Path, pair: Pair) -> N
     credit_dataset(pair, rows_of(tmp_path, PAIRS[:2]), tmp_path / "out")
     assert pair.policy.training
     assert all(parameter.grad is None for parameter in pair.policy.parameters())
+
+
+def test_facts_are_those_of_each_response_alone(tmp_path: Path, pair: Pair) -> None:
+    options = CreditOptions(alternatives=0, facts=True, token_budget=32)
+    credit_dataset(pair, rows_of(tmp_path, PAIRS), tmp_path / "out", options)
+    for record in lines(tmp_path / "out"):
+        for side in record["responses"].values():
+            assert "alternatives" not in side
+            encoded = encode(pair.tokenizer, record["prompt"], side["response"])
+            facts = VocabularyReader(pair, encoded.prompt_ids, encoded.response_ids).facts
+            for name, field in dataset.FACTS.items():
+                assert side[name] == pytest.approx(getattr(facts, field).tolist(), abs=5e-5)
+            assert min(side["divergences"]) > 1e-3
+
+
+def test_a_pair_is_explained_place_by_place(tmp_path: Path, pair: Pair) -> None:
+    rows = rows_of(tmp_path, [*PAIRS[:3]])
+    run = credit_dataset(pair, rows, tmp_path / "out", CreditOptions(alternatives=0))
+    for record in run.records():
+        total = sum(segment["difference"] for segment in record["segments"])
+        assert total == pytest.approx(record["margin"], abs=1e-4)
+        assert record["segments"][-1]["kind"] == "end"
+
+
+def test_memory_does_not_grow_with_the_rows(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peak of what Python allocates, for so many rows and for four times as many."""
+    options = CreditOptions(alternatives=3, min_probability=0.0, facts=True, token_budget=64)
+    monkeypatch.setattr("tokenq.credit.parquet._ROWS", 8)
+    peaks = []
+    for count in (24, 24, 96):  # the first one also fills what is kept for good
+        rows = [{**PAIRS[i % 9], "row_name": f"{i}"} for i in range(count)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = load_rows(tmp_path / "rows.jsonl", streaming=True)
+        out = tmp_path / f"out-{len(peaks)}"
+        tracemalloc.start()
+        # Garbage that waits for its collection would be counted by chance.
+        run = credit_dataset(pair, source, out, options, on_progress=lambda _: gc.collect())
+        write_parquet(run.records(), out / "credit.parquet")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert run.summary.rows == count
+    assert peaks[2] < 1.15 * peaks[1]

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from tokenq.storage import atomic_file
 
-_ROWS = 256
+_ROWS = 128
 """Responses of a row group, which are in memory at the same time."""
 
 _NUMBERS = pyarrow.list_(pyarrow.float32())
