@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from tokenq.report.html import PageHead, write_page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -19,7 +19,7 @@ def chromium() -> Iterator[Any]:
     """A browser that is started once."""
     if CHROMIUM is None:
         pytest.skip("no Chromium to open the page in")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         # A browser run by root has no sandbox; the pages it opens here are our own.
         arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)

@@ -36,11 +36,17 @@ def read(path: Path) -> tuple[Reader, dict[str, Any]]:
     return reader, json.loads(reader.scripts[0])
 
 
+def numbers(text: str) -> list[int]:
+    """The numbers of a list as the page holds it."""
+    return [int(each) for each in text.split(",")]
+
+
 def tokens_of(data: dict[str, Any], packed: dict[str, Any]) -> list[str]:
     """The tokens' texts, put together as the page does it: in UTF-16 units."""
     units = packed["text"].encode("utf-16-le", "surrogatepass")
-    outside, at, tokens = iter(packed["outside"]), 0, []
-    for gap, length in zip(packed["places"][::2], packed["places"][1::2], strict=True):
+    outside, at, tokens = iter(numbers(packed["outside"])), 0, []
+    places = numbers(packed["places"])
+    for gap, length in zip(places[::2], places[1::2], strict=True):
         start, at = at + gap, at + gap + length
         text = units[2 * start : 2 * at].decode("utf-16-le", "surrogatepass")
         tokens.append(text if length else data["strings"][next(outside)])
@@ -92,12 +98,14 @@ def test_the_data_is_that_of_the_records(tmp_path: Path) -> None:
     assert tokens_of(data, chosen) == ["a", " b", " a", "</s>"]
     assert tokens_of(data, rejected) == ["c", "\n", "</s>"]
     assert (data["beta"], data["nats"]) == (0.1, 1000)
-    assert chosen["logps"] == [-1000] * 4
-    assert chosen["refs"] == [-1500] * 4
+    assert numbers(chosen["logps"]) == [-1000] * 4
+    assert numbers(chosen["refs"]) == [-1500] * 4
     assert chosen["total"] == pytest.approx(0.2)
-    assert chosen["best"][0] == [data["strings"].index(" film"), -500, -1500]
-    assert chosen["words"] == [1, 2, 2]
-    assert sum(rejected["sentences"]) == 2
+    assert chosen["length"] == 4
+    film = data["strings"].index(" film")
+    assert [numbers(each) for each in chosen["best"].split(";")] == [[film, -500, -1500]] * 4
+    assert numbers(chosen["words"]) == [1, 2, 2]
+    assert sum(numbers(rejected["sentences"])) == 2
     assert len(data["strings"]) == len(set(data["strings"]))
 
 
@@ -110,7 +118,7 @@ def test_tokens_that_share_a_character_or_pass_over_text(tmp_path: Path) -> None
     write_page(tmp_path / "page.html", [row], head())
     data = read(tmp_path / "page.html")[1]
     [packed] = data["rows"][0]["sides"]
-    assert packed["places"] == [2, 2, -2, 3, 1, 3, 0, 0]
+    assert numbers(packed["places"]) == [2, 2, -2, 3, 1, 3, 0, 0]
     assert tokens_of(data, packed) == uneven["tokens"]
 
 
@@ -133,9 +141,9 @@ def test_spans_segments_estimates_and_facts_reach_the_page(tmp_path: Path) -> No
     ]
     assert theirs["spans"][0]["flagged"] is True
     assert theirs["spans"][0]["p"] is None
-    assert ours["estimates"] == {"centred": [1000, -2000, 3000, 4000, 5556]}
+    assert ours["estimates"] == {"centred": "1000,-2000,3000,4000,5556"}
     assert data["reward"] == 10_000
-    assert ours["facts"] == {"entropies": [500, 1000, 1500, 2000, 2500]}
+    assert ours["facts"] == {"entropies": "500,1000,1500,2000,2500"}
     assert row["pair"] == [0, 1]
     [packed] = row["segments"]
     assert packed["places"] == [[5, 8], [2, 6]]

@@ -6,6 +6,7 @@ ever parsed as HTML. This module decides what the page is told; what it shows is
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
@@ -20,6 +21,7 @@ from tokenq.storage import write_text
 _NATS = 1000
 """Log-probabilities are written as whole thousandths of a nat."""
 
+_SCALE = 0.98
 _REWARD = 10_000
 """Rewards are written as whole ten-thousandths of a nat times beta."""
 
@@ -29,6 +31,7 @@ _SCRIPTS = ("text", "data", "list", "card", "curve", "difference", "row", "contr
 _FACTS = ("entropies", "ref_entropies", "divergences")
 """Numbers of each step, in nats, that a record may hold."""
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SCRIPT_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 """What could end a script tag, start a comment or break a line of a script; fine inside strings."""
 
@@ -105,7 +108,7 @@ def script_json(value: Any) -> str:
     """Return `value` as JSON that may stand in a script tag."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # A lone surrogate, as JSON escapes can bring it into a data set, has no UTF-8 form.
-    text = "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
+    text = _LONE_SURROGATE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
     return text.translate(_SCRIPT_ESCAPES)
 
 
@@ -121,6 +124,7 @@ class _Payload:
 
     strings: dict[str, int] = field(default_factory=dict)
     rows: list[str] = field(default_factory=list)
+    sizes: list[float] = field(default_factory=list)
 
     def add(self, record: dict[str, Any]) -> None:
         """Add one row: a line of a scored data set."""
@@ -139,32 +143,39 @@ class _Payload:
 
     def to_json(self, head: PageHead) -> str:
         """All of it, to stand in a script tag."""
-        units = {"beta": head.beta, "nats": _NATS, "reward": _REWARD}
-        start = script_json({**units, "strings": list(self.strings)})
+        facts = {"beta": head.beta, "nats": _NATS, "reward": _REWARD, "scale": self._scale()}
+        start = script_json({**facts, "strings": list(self.strings)})
         return f'{start[:-1]},"rows":[{",".join(self.rows)}]}}'
+
+    def _scale(self) -> float:
+        """The |reward| of a token at which colours end: the 98th percentile, so that a few extreme
+        tokens do not wash out all others."""
+        return sorted(self.sizes)[int(_SCALE * len(self.sizes))] if self.sizes else 0.0
 
     def _side(self, name: str, side: dict[str, Any]) -> dict[str, Any]:
         text, offsets = side["response"], side["offsets"]
         units = _Utf16(text)
+        self.sizes += map(abs, side["rewards"])
         worst = min(range(len(side["rewards"])), key=side["rewards"].__getitem__)
         packed = {
             "name": name,
             "text": text,
             "cut": side.get("tokens_cut", 0),
+            "length": len(side["tokens"]),
             "total": side["reward"],
             "worst": [self._string(side["tokens"][worst]), side["rewards"][worst]],
             "places": _places(units, offsets),
-            "outside": [
+            "outside": _joined(
                 self._string(token)
                 for token, (start, end) in zip(side["tokens"], offsets, strict=True)
                 if start == end
-            ],
+            ),
             "logps": _milli(side["logps"]),
             "refs": _milli(side["ref_logps"]),
             **_levels(units, text),
         }
         if "alternatives" in side:
-            packed["best"] = [self._best(each) for each in side["alternatives"]]
+            packed["best"] = ";".join(map(self._best, side["alternatives"]))
         if side.get("estimates"):
             packed["estimates"] = _estimates(side)
         facts = {each: _milli(side[each]) for each in _FACTS if each in side}
@@ -174,16 +185,17 @@ class _Payload:
             packed["spans"] = [_span(each, units, offsets) for each in side["spans"]]
         return packed
 
-    def _best(self, alternatives: list[dict[str, Any]]) -> list[int]:
+    def _best(self, alternatives: list[dict[str, Any]]) -> str:
         """Token, log-prob, reference log-prob of each alternative, one after the other."""
-        return [
+        return _joined(
             number
             for each in alternatives
             for number in (
                 self._string(each["token"]),
-                *_milli([each["logp"], each["ref_logp"]]),
+                round(_NATS * each["logp"]),
+                round(_NATS * each["ref_logp"]),
             )
-        ]
+        )
 
     def _string(self, text: str) -> int:
         return self.strings.setdefault(text, len(self.strings))
@@ -194,36 +206,42 @@ class _Utf16:
 
     def __init__(self, text: str) -> None:
         # Most texts have no character outside the basic plane; their positions are the same.
-        wide = any(c > "\uffff" for c in text)
-        self._starts = list(accumulate((1 + (c > "\uffff") for c in text), initial=0))
-        self._same = not wide
+        self._starts = None
+        if text and max(text) > "\uffff":
+            self._starts = list(accumulate((1 + (c > "\uffff") for c in text), initial=0))
 
     def __getitem__(self, position: int) -> int:
-        return position if self._same else self._starts[position]
+        return position if self._starts is None else self._starts[position]
 
 
-def _places(units: _Utf16, offsets: Sequence[Sequence[int]]) -> list[int]:
+def _joined(numbers: Iterable[int]) -> str:
+    """Numbers as one string, which the browser takes in much faster than a list: it reads them only
+    when the row is shown."""
+    return ",".join(map(str, numbers))
+
+
+def _places(units: _Utf16, offsets: Sequence[Sequence[int]]) -> str:
     """Of each token the gap since the end of the one before (negative where both have bytes of one
     character) and the length; 0 for tokens that stand for no text."""
     places, reached = [], 0
     for start, end in offsets:
         places += [units[start] - reached, units[end] - units[start]]
         reached = units[end]
-    return places
+    return _joined(places)
 
 
-def _levels(units: _Utf16, text: str) -> dict[str, list[int]]:
+def _levels(units: _Utf16, text: str) -> dict[str, str]:
     """Lengths of the words and of the sentences that part the text, one after the other."""
     # Needs torch, which the commands that show progress only should not wait for.
     from tokenq.credit.aggregation import sentence_units, word_units
 
     return {
-        name: [units[end] - units[start] for start, end in parts]
+        name: _joined(units[end] - units[start] for start, end in parts)
         for name, parts in (("words", word_units(text)), ("sentences", sentence_units(text)))
     }
 
 
-def _estimates(side: dict[str, Any]) -> dict[str, list[int]]:
+def _estimates(side: dict[str, Any]) -> dict[str, str]:
     """Other estimates of the tokens' rewards; the plain one is what the log-probs say.
 
     Raises ValueError for one of another length.
@@ -233,7 +251,8 @@ def _estimates(side: dict[str, Any]) -> dict[str, list[int]]:
         if len(values) != len(side["rewards"]):
             raise ValueError(f"{len(values)} values of {name!r} for {len(side['rewards'])} tokens")
     return {
-        name: [round(_REWARD * value) for value in values] for name, values in estimates.items()
+        name: _joined(round(_REWARD * value) for value in values)
+        for name, values in estimates.items()
     }
 
 
@@ -269,8 +288,8 @@ def _segments(record: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _milli(logps: list[float]) -> list[int]:
-    return [round(_NATS * logp) for logp in logps]
+def _milli(logps: list[float]) -> str:
+    return _joined(round(_NATS * logp) for logp in logps)
 
 
 def _turns(prompt: Any) -> list[list[str]]:

@@ -9,7 +9,7 @@ const nats = (whole) => whole / data.nats;
 const rows = data.rows.map((row, order) => ({
   ...row, order,
   ordered: "margin" in row,
-  length: row.sides.reduce((sum, side) => sum + side.logps.length, 0),
+  length: row.sides.reduce((sum, side) => sum + side.length, 0),
   worst: row.sides.map((side) => side.worst).reduce((a, b) => (b[1] < a[1] ? b : a)),
   smallestP: Math.min(Infinity, ...row.sides.flatMap((side) => (side.spans || []).map((span) => span.p ?? Infinity))),
   marked: row.sides.some((side) => (side.spans || []).some((span) => span.flagged)),
@@ -27,8 +27,15 @@ function readRow(row) {
   return row.read;
 }
 
-function readSide(side) {
-  const count = side.logps.length, starts = [], ends = [], tokens = [], outside = new Set();
+// Numbers come as strings, which cost next to nothing until they are read.
+const numbers = (text) => (text ? text.split(",").map(Number) : []);
+
+function readSide(packed) {
+  const side = { ...packed };
+  for (const name of ["places", "outside", "logps", "refs", "words", "sentences"]) side[name] = numbers(packed[name]);
+  if (packed.facts) side.facts = Object.fromEntries(Object.entries(packed.facts).map(([name, text]) => [name, numbers(text)]));
+  if (packed.best !== undefined) side.best = packed.best.split(";").map(numbers);
+  const count = side.length, starts = [], ends = [], tokens = [], outside = new Set();
   let reached = 0;
   for (let i = 0; i < count; i++) {
     const start = reached + side.places[2 * i], end = start + side.places[2 * i + 1];
@@ -38,7 +45,7 @@ function readSide(side) {
     ends.push((reached = end));
   }
   const series = { [PLAIN]: side.logps.map((logp, i) => data.beta * nats(logp - side.refs[i])) };
-  for (const [name, values] of Object.entries(side.estimates || {})) series[name] = values.map((whole) => whole / data.reward);
+  for (const [name, values] of Object.entries(side.estimates || {})) series[name] = numbers(values).map((whole) => whole / data.reward);
   return { ...side, count, starts, ends, tokens, outside, series, units: {} };
 }
 
@@ -102,17 +109,16 @@ function stretchUnits(side, level, estimator) {
 const isSecondHalf = (text, c) =>
   c > 0 && /[\uDC00-\uDFFF]/.test(text[c]) && /[\uD800-\uDBFF]/.test(text[c - 1]);
 
-// The 98th percentile: a few extreme units do not wash out all others. Of all rows it is that of an
-// even sample, so that no more rows are read than need be.
-const SAMPLE = 200;
-const scales = {};
+// Where colours end: the 98th percentile of what is shown. For the tokens of all rows it is given;
+// otherwise it is that of an even sample, so that no more rows are read than need be.
+const SAMPLE = 100;
+const scales = { ["token " + PLAIN]: data.scale || 1e-9 };
 function scaleOf(some, level, estimator) {
   const sizes = some.flatMap((row) => readRow(row).flatMap((side) => unitsOf(side, level, estimator).filter((unit) => !unit.bare).map((unit) => Math.abs(unit.reward))));
   sizes.sort((a, b) => a - b);
   return sizes[Math.min(sizes.length - 1, Math.floor(0.98 * sizes.length))] || 1e-9;
 }
 function pageScale(level, estimator) {
-  const step = Math.max(1, rows.length / SAMPLE), sample = [];
-  for (let i = 0; i < rows.length; i += step) sample.push(rows[Math.floor(i)]);
-  return (scales[level + " " + estimator] ??= scaleOf(sample, level, estimator));
+  const sample = () => rows.filter((_, i) => i % Math.ceil(rows.length / SAMPLE) === 0);
+  return (scales[level + " " + estimator] ??= scaleOf(sample(), level, estimator));
 }
