@@ -21,6 +21,7 @@ from tokenq.credit.calibration import (
     calibrated_spans,
     text_blames,
 )
+from tokenq.credit.localisation import Marked, span_f1
 from tokenq.errors import UserError
 from tokenq.models.pair import Pair, load_pair
 
@@ -195,6 +196,17 @@ def test_what_cannot_calibrate_is_input_to_mend(
 ) -> None:
     with pytest.raises(UserError, match=message):
         calibration(blames, **options)
+
+
+def test_flags_of_tokens_are_those_of_the_flagged_stretches() -> None:
+    found = calibration([[1.0 + at / 10] for at in range(19)], tolerance=1.0, gap=0)
+    blames = [0.0, 2.0, 2.0, 0.5, 2.5, 0.0, 3.0]  # excess 2, 1.5 and 2 against 1.8 at the most
+    assert found.token_flags(blames, 0.05) == [0, 1, 1, 0, 0, 0, 1]
+    assert found.token_flags(blames, 0.5) == [0, 1, 1, 0, 1, 0, 1]
+    items = [Marked(found.token_flags(blames, 0.05), [at in (1, 2, 3) for at in range(7)], "g")]
+    assert span_f1(items) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    with pytest.raises(UserError, match="too few"):
+        found.token_flags(blames, 0.01)
 
 
 @pytest.mark.parametrize("bad", [[], [float("nan")], [float("inf")]])

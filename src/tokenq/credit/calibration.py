@@ -112,6 +112,15 @@ class SpanCalibration:
         ]
         return sorted(found, key=lambda each: -each[2])
 
+    def token_flags(self, blames: Sequence[float], rate: float) -> list[int]:
+        """[T] 1 for tokens of a flagged stretch, else 0: what `localisation` measures at a rate."""
+        self.check_rate(rate)
+        flags = [0] * len(blames)
+        for first, last, _, p_value in self.segments(blames):
+            if self.flags(p_value, rate):
+                flags[first:last] = [1] * (last - first)
+        return flags
+
     def check_rate(self, rate: float) -> None:
         """Raise UserError for a rate outside (0, 1), or so low that nothing could be flagged."""
         if not 0 < rate < 1:
