@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenq.data.debian import Description, read
+from tokenq.data.human_labels import leading, word_count
+from tokenq.data.pair_rows import pair_row
 from tokenq.data.planted_edits import KINDS, Edit, error_edits
 from tokenq.data.planted_wordings import consistent_edits, paraphrases
 from tokenq.errors import UserError
@@ -119,22 +121,8 @@ def load(
 
 
 def rows(items: Sequence[PlantedItem], *, format: str = "chat") -> list[dict[str, Any]]:
-    """Preference rows ``prompt``, ``chosen``, ``rejected``: messages, or with ``format="text"``
-    strings for a model without a chat template."""
-    if format == "text":
-        return [
-            {"prompt": f"{item.prompt}\n\n", "chosen": item.chosen, "rejected": item.rejected}
-            for item in items
-        ]
-    _check("format", (format,), ("chat",))
-    return [
-        {
-            "prompt": [{"role": "user", "content": item.prompt}],
-            "chosen": [{"role": "assistant", "content": item.chosen}],
-            "rejected": [{"role": "assistant", "content": item.rejected}],
-        }
-        for item in items
-    ]
+    """Preference rows ``prompt``, ``chosen``, ``rejected``; see :func:`pair_row` for ``format``."""
+    return [pair_row(item.prompt, item.chosen, item.rejected, format) for item in items]
 
 
 @dataclass(frozen=True)
@@ -234,7 +222,7 @@ def _in_package(description: Description) -> Iterator[_Material]:
 
 
 def _in_summary(description: Description, summary: str, text: str) -> Iterator[_Material]:
-    shown = _shortened(text)
+    shown = "\n".join(leading(text.split("\n"), MAX_WORDS, word_count))
     if len(shown.split()) < MIN_WORDS:
         return
     by_kind: dict[str, list[Edit]] = defaultdict(list)
@@ -244,18 +232,6 @@ def _in_summary(description: Description, summary: str, text: str) -> Iterator[_
         return
     for kind, edits in by_kind.items():
         yield _Material(description, summary, shown, kind, tuple(edits))
-
-
-def _shortened(text: str) -> str:
-    """Leading paragraphs of at most ``MAX_WORDS`` words together."""
-    kept: list[str] = []
-    words = 0
-    for paragraph in text.split("\n"):
-        words += len(paragraph.split())
-        if words > MAX_WORDS:
-            break
-        kept.append(paragraph)
-    return "\n".join(kept)
 
 
 def _item(material: _Material, mode: str, draw: random.Random) -> PlantedItem | None:

@@ -67,7 +67,7 @@ _IMPERATIVE = re.compile(
 )
 # "A for B", said the other way round; B is no activity and there is one "for" only.
 _FOR_WHAT = re.compile(r"(?P<thing>(?:(?! for )[^,;:])+) for (?P<what>(?:(?! for )[^,;:])+)")
-_PHRASE = re.compile(rf"\b(?:{'|'.join(written for written, _ in lists.PHRASES)})\b")
+_PHRASE = re.compile(rf"\b(?:{'|'.join(written for written, _ in lists.PHRASES)})\b(?! \w+ing\b)")
 _VERBAL = re.compile(
     r"\b(?:is|are|was|has|have|can|will|that|which|to|ready|features|useful|\w+ed|provides|contains|"
     r"offers|allows|supports|implements|includes|makes)$|\b(?:is|are|was|has|can|it)\b",

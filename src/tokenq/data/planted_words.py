@@ -110,27 +110,27 @@ ANTONYMS = _groups(
     small large; tiny huge; simple complex; public private; symmetric asymmetric; internal
     external; modern legacy; old new; online offline; add remove; adding removing; adds removes;
     enable disable; enables disables; enabling disabling; install uninstall; start stop;
-    starting stopping; interactive non-interactive; incremental full; high-level low-level;
-    single-threaded multi-threaded; automatic manual; automatically manually; encode decode;
-    encoder decoder; encodes decodes; encrypt decrypt; encrypts decrypts; encrypting decrypting;
-    encryption decryption; compress decompress; compression decompression; compressing
-    decompressing; compresses decompresses; compressor decompressor; assembler disassembler;
-    minimal full-featured; lightweight heavyweight; serialization deserialization; open closed;
-    safe unsafe; secure insecure; mutable immutable; ordered unordered; sorted unsorted;
-    persistent temporary; temporary permanent; maximum minimum; maximize minimize; increase
-    decrease; hide show; hides shows; hiding showing; lock unlock; locking unlocking; mount
-    unmount; pack unpack; packing unpacking; sparse dense; finite infinite; linear nonlinear;
-    discrete continuous; wired wireless; compiled interpreted; compiler interpreter; supervised
-    unsupervised; structured unstructured; regular irregular; weak strong; strict lenient;
-    deterministic random; split join; splitting joining; analog digital; ascending descending;
-    create delete; creating deleting; creates deletes; centralized decentralized; distributed
-    centralized; directed undirected; signed unsigned; positive negative; short long; hot cold;
-    hard soft; bright dark; experimental stable; optional mandatory; official unofficial; early
-    late; blocking non-blocking; case-sensitive case-insensitive; stateless stateful; visible
-    invisible; relative absolute; parallel sequential; opaque transparent; shallow deep;
-    monochrome color; flat hierarchical; standalone embedded; children adults; kids adults; easy
-    difficult; complete partial; precise approximate; exact approximate; powerful weak; flexible
-    rigid; extensible fixed; efficient inefficient; portable platform-specific; quickly slowly;
+    starting stopping; interactive non-interactive; high-level low-level; single-threaded
+    multi-threaded; automatic manual; automatically manually; encode decode; encoder decoder;
+    encodes decodes; encrypt decrypt; encrypts decrypts; encrypting decrypting; encryption
+    decryption; compress decompress; compression decompression; compressing decompressing;
+    compresses decompresses; compressor decompressor; assembler disassembler; minimal
+    full-featured; lightweight heavyweight; serialization deserialization; open closed; safe
+    unsafe; secure insecure; mutable immutable; ordered unordered; sorted unsorted; persistent
+    temporary; temporary permanent; maximum minimum; maximize minimize; increase decrease; hide
+    show; hides shows; hiding showing; lock unlock; locking unlocking; pack unpack; packing
+    unpacking; sparse dense; finite infinite; linear nonlinear; discrete continuous; wired
+    wireless; compiled interpreted; compiler interpreter; supervised unsupervised; structured
+    unstructured; regular irregular; weak strong; strict lenient; deterministic random; split
+    join; splitting joining; analog digital; ascending descending; create delete; creating
+    deleting; creates deletes; centralized decentralized; distributed centralized; directed
+    undirected; signed unsigned; positive negative; short long; hot cold; hard soft; bright
+    dark; experimental stable; optional mandatory; official unofficial; early late; blocking
+    non-blocking; case-sensitive case-insensitive; stateless stateful; visible invisible;
+    relative absolute; parallel sequential; opaque transparent; shallow deep; monochrome color;
+    flat hierarchical; standalone embedded; children adults; kids adults; easy difficult;
+    complete partial; precise approximate; exact approximate; powerful weak; flexible rigid;
+    extensible fixed; efficient inefficient; portable platform-specific; quickly slowly;
     high-performance slow
     """
 )
@@ -142,14 +142,13 @@ DIRECTIONS = _groups(
     back-end; frontends backends; import export; importing exporting; importer exporter; imports
     exports; upload download; uploading downloading; uploads downloads; uploader downloader;
     send receive; sending receiving; sends receives; sender receiver; read write; reading
-    writing; reads writes; reader writer; readers writers; incoming outgoing; host guest; hosts
-    guests; upstream downstream; left right; horizontal vertical; horizontally vertically;
-    before after; inside outside; parent child; producer consumer; inbound outbound; ingress
-    egress; forward backward; first last; above below; insert extract; inserting extracting;
-    user-space kernel-space; userspace kernel; publisher subscriber; load save; loading saving;
-    loads saves; attach detach; push pull; player recorder; startup shutdown; login logout;
-    upgrade downgrade; lower upper; lowercase uppercase; buy sell; capture playback; transmitter
-    receiver
+    writing; reader writer; readers writers; incoming outgoing; host guest; hosts guests;
+    upstream downstream; left right; horizontal vertical; horizontally vertically; before after;
+    inside outside; parent child; producer consumer; inbound outbound; ingress egress; forward
+    backward; first last; above below; insert extract; inserting extracting; user-space
+    kernel-space; userspace kernel; publisher subscriber; load save; loading saving; loads
+    saves; attach detach; push pull; player recorder; startup shutdown; login logout; upgrade
+    downgrade; lower upper; lowercase uppercase; buy sell; transmitter receiver
     """
 )
 
@@ -231,12 +230,12 @@ REPLACEMENTS = _groups(
     programs apps; program application; programs applications; any arbitrary; numerous many;
     contains includes; enable allow; enables allows; interact communicate; interacting
     communicating; visualize show; visualizing showing; two 2; three 3; four 4; five 5; purely
-    entirely; dealing working; designed made; developed made; written implemented; interfacing
-    communicating; connecting linking; controlling steering; searching exploring; exploring
-    browsing; organize arrange; organizing arranging; organizer planner; understand read;
-    decentralized distributed; downloading fetching; toolkit toolbox; module component; modules
-    components; bindings wrappers; binding wrapper; daemon service; clone copy; parsing
-    analysing; parse analyse; parses analyses; guide handbook
+    entirely; dealing working; designed made; developed made; interfacing communicating;
+    connecting linking; controlling steering; searching exploring; exploring browsing; organize
+    arrange; organizing arranging; organizer planner; understand read; decentralized
+    distributed; downloading fetching; toolkit toolbox; module component; modules components;
+    bindings wrappers; binding wrapper; daemon service; clone copy; parsing analysing; parse
+    analyse; parses analyses; guide handbook
     """
 )
 
@@ -256,7 +255,6 @@ PHRASES: tuple[tuple[str, str], ...] = (
     ("compatible with", "that works with"),
     ("for use with", "to be used with"),
     ("for use in", "to be used in"),
-    ("similar to", "much like"),
     ("in order to", "so as to"),
     ("a variety of", "a range of"),
     ("web browser", "internet browser"),
@@ -265,7 +263,6 @@ PHRASES: tuple[tuple[str, str], ...] = (
     ("file manager", "manager for files"),
     ("regular expressions", "regexps"),
     ("source code", "program sources"),
-    ("command line", "shell"),
     ("operating system", "OS"),
     ("operating systems", "OSes"),
     ("unit testing", "unit tests"),
