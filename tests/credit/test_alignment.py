@@ -6,13 +6,7 @@ from hypothesis import strategies as st
 from small_pairs import small_pair, small_tokenizer
 
 import tokenq
-from tokenq.credit.alignment import (
-    Answer,
-    align_rewards,
-    align_words,
-    aligned_segments,
-    word_pieces,
-)
+from tokenq.credit.alignment import Answer, align_rewards, align_words, aligned_segments
 from tokenq.credit.pairs import credit_pair
 from tokenq.data.encoding import encode
 from tokenq.errors import UserError
@@ -28,25 +22,6 @@ def by_characters(text: str, rewards: list[float]) -> Answer:
     """A token for each character and an end token."""
     offsets = [(at, at + 1) for at in range(len(text))] + [(len(text), len(text))]
     return Answer(text, offsets, rewards)
-
-
-@given(TEXTS)
-def test_pieces_joined_are_the_text(text: str) -> None:
-    assert "".join(word_pieces(text)) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "pieces"),
-    [
-        (" It costs $3,142.50.", [" It", " costs", " $", "3,142.50", "."]),
-        ("can't\n\n- two ", ["can't", "\n\n-", " two", " "]),
-        ("価格は3円", ["価", "格", "は", "3", "円"]),
-        ("e\u0301te\u0301 👨\u200d👩\u200d👧", ["e\u0301te\u0301", " 👨\u200d👩\u200d👧"]),
-        ("", []),
-    ],
-)
-def test_pieces_are_words_as_readers_see_them(text: str, pieces: list[str]) -> None:
-    assert word_pieces(text) == pieces
 
 
 @given(TEXTS, TEXTS)
@@ -114,6 +89,8 @@ def test_a_token_across_two_segments_is_divided_and_one_of_blanks_is_not_lost() 
     assert (changed.kind, shared.kind, end.kind) == ("replace", "equal", "end")
     assert (changed.chosen_reward, changed.rejected_reward) == (2.5, 2.0)
     assert (shared.chosen_reward, shared.rejected_reward) == (13.5, 4.0)
+    with pytest.raises(ValueError, match="1 rewards but 2 offsets"):
+        align_rewards(Answer("ab", [(0, 2), (2, 2)], [1.0]), rejected)
     assert (end.chosen_reward, end.rejected_reward) == (9.0, 6.0)
 
 

@@ -6,18 +6,14 @@ Works on texts and on rewards that are given: from models (`pairs`) or from save
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
-from itertools import accumulate
 from typing import Any, Literal
 
-import regex
+import torch
+
+from tokenq.credit.aggregation import Characters, Shares, word_units
 
 Kind = Literal["equal", "replace", "insert", "delete", "end"]
-Characters = tuple[int, int]
 Stretch = tuple[Kind, Characters, Characters]
-
-# Word boundaries of Unicode (UAX 29): letters with their marks stay together, as do numbers with
-# their signs and joined emoji; scripts without blanks are parted into characters.
-_BOUNDARY = regex.compile(r"\b", regex.VERSION1 | regex.WORD)
 
 
 @dataclass(frozen=True)
@@ -49,60 +45,6 @@ class AlignedSegment:
         return {**asdict(self), "difference": self.difference}
 
 
-def word_pieces(text: str) -> list[str]:
-    """Words, numbers and signs of `text`, each with the blanks before it; joined they are it."""
-    pieces: list[str] = []
-    blanks = ""
-    for part in _BOUNDARY.split(text):
-        if part and not part.strip():
-            blanks += part
-        elif part:
-            pieces.append(blanks + part)
-            blanks = ""
-    return [*pieces, blanks] if blanks else pieces
-
-
-def align_words(chosen: str, rejected: str) -> list[Stretch]:
-    """Segments that cover both answers from beginning to end, as (kind, characters, characters).
-
-    Longest common runs of words first (`difflib.SequenceMatcher`, on :func:`word_pieces`). Answers
-    that were written independently share scattered words, which say nothing about each other: equal
-    words between two differences are taken into them where they are no longer, in characters, than
-    what differs before them and what differs after them.
-    """
-    ours, theirs = word_pieces(chosen), word_pieces(rejected)
-    opcodes = SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes()
-    starts, their_starts = _starts(ours), _starts(theirs)
-    found: list[Stretch] = [
-        (kind, (starts[k], starts[m]), (their_starts[i], their_starts[j]))
-        for kind, i, j, k, m in opcodes
-    ]
-    return _without_islands(found)
-
-
-def align_rewards(chosen: "Answer", rejected: "Answer") -> list[AlignedSegment]:
-    """The segments of two answers with their rewards; the differences add up to the margin.
-
-    A token's reward is shared equally by its characters other than blanks (by its blanks if it has
-    no others), so that a token that reaches into two segments is divided between them. The last
-    segment, "end", holds the tokens that stand for no text of the answer.
-    """
-    sums, their_sums = (_running_sums(each) for each in (chosen, rejected))
-    segments = [
-        AlignedSegment(
-            kind,
-            ours,
-            theirs,
-            sums[ours[1]] - sums[ours[0]],
-            their_sums[theirs[1]] - their_sums[theirs[0]],
-        )
-        for kind, ours, theirs in align_words(chosen.text, rejected.text)
-    ]
-    ends = [_outside(each) for each in (chosen, rejected)]
-    places = [(len(each.text), len(each.text)) for each in (chosen, rejected)]
-    return [*segments, AlignedSegment("end", places[0], places[1], ends[0], ends[1])]
-
-
 @dataclass(frozen=True)
 class Answer:
     """A text and the rewards of its tokens.
@@ -121,6 +63,39 @@ class Answer:
         return cls(side["response"], side["offsets"], side["rewards"])
 
 
+def align_words(chosen: str, rejected: str) -> list[Stretch]:
+    """Segments that cover both answers from beginning to end, as (kind, characters, characters).
+
+    Longest common runs of words first (`difflib.SequenceMatcher`, on :func:`word_units`). Answers
+    that were written independently share scattered words, which say nothing about each other: equal
+    words between two differences are taken into them where they are no longer, in characters, than
+    what differs before them and what differs after them.
+    """
+    ours, theirs = word_units(chosen), word_units(rejected)
+    said = [chosen[slice(*unit)] for unit in ours]
+    said_instead = [rejected[slice(*unit)] for unit in theirs]
+    opcodes = SequenceMatcher(None, said_instead, said, autojunk=False).get_opcodes()
+    found: list[Stretch] = [
+        (kind, _characters(ours, k, m), _characters(theirs, i, j)) for kind, i, j, k, m in opcodes
+    ]
+    return _without_islands(found)
+
+
+def align_rewards(chosen: Answer, rejected: Answer) -> list[AlignedSegment]:
+    """The segments of two answers with their rewards; the differences add up to the margin.
+
+    A token that reaches into two segments is divided between them (:class:`Shares`). The last
+    segment, "end", holds the tokens that stand for no text of the answer.
+    """
+    stretches = align_words(chosen.text, rejected.text)
+    sums, end = _sums(chosen, [ours for _, ours, _ in stretches])
+    their_sums, their_end = _sums(rejected, [theirs for _, _, theirs in stretches])
+    rewards = zip(stretches, sums, their_sums, strict=True)
+    segments = [AlignedSegment(*stretch, reward, other) for stretch, reward, other in rewards]
+    places = [(len(each.text), len(each.text)) for each in (chosen, rejected)]
+    return [*segments, AlignedSegment("end", places[0], places[1], end, their_end)]
+
+
 def aligned_segments(record: Mapping[str, Any]) -> list[AlignedSegment]:
     """The segments of a saved pair (a line of `credit.jsonl`).
 
@@ -132,24 +107,20 @@ def aligned_segments(record: Mapping[str, Any]) -> list[AlignedSegment]:
     return align_rewards(Answer.of_record(sides["chosen"]), Answer.of_record(sides["rejected"]))
 
 
-def _running_sums(answer: Answer) -> list[float]:
-    """[characters + 1]: the rewards of all text before each character."""
-    per_character = [0.0] * len(answer.text)
-    for reward, (start, end) in zip(answer.rewards, answer.offsets, strict=True):
-        places = [at for at in range(start, end) if not answer.text[at].isspace()]
-        places = places or list(range(start, end))
-        for at in places:
-            per_character[at] += reward / len(places)
-    return list(accumulate(per_character, initial=0.0))
+def _sums(answer: Answer, units: Sequence[Characters]) -> tuple[list[float], float]:
+    """The answer's rewards summed over each unit, and those of tokens that have no text."""
+    rewards = torch.tensor(answer.rewards, dtype=torch.float64)
+    offsets = [(start, end) for start, end in answer.offsets]
+    if len(rewards) != len(offsets):
+        raise ValueError(f"{len(rewards)} rewards but {len(offsets)} offsets")
+    shares = Shares.of(offsets, answer.text, units)
+    return shares.sums(rewards).tolist(), float(rewards[shares.without_characters()].sum())
 
 
-def _outside(answer: Answer) -> float:
-    tokens = zip(answer.rewards, answer.offsets, strict=True)
-    return sum(reward for reward, (start, end) in tokens if start == end)
-
-
-def _starts(pieces: Sequence[str]) -> list[int]:
-    return list(accumulate(map(len, pieces), initial=0))
+def _characters(units: Sequence[Characters], first: int, last: int) -> Characters:
+    """Where the units `first:last` begin and end."""
+    start = units[first - 1][1] if first else 0
+    return start, units[last - 1][1] if last > first else start
 
 
 def _without_islands(segments: list[Stretch]) -> list[Stretch]:

@@ -293,11 +293,10 @@ def clean_dataset(
 
 
 def disputed_records(records: Path, threshold: float = 0.0) -> Iterator[Record]:
-    """The records of disputed pairs with their `segments`, as the page shows them."""
+    """The records of pairs with a margin below the threshold, as the page shows them."""
     for record in read_records(records):
         if "margin" in record and record["margin"] < threshold:
-            segments = [each.to_dict() for each in aligned_segments(record)]
-            yield {**record, "segments": segments}
+            yield record
 
 
 def _parted(

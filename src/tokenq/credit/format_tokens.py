@@ -4,12 +4,11 @@ Implicit rewards are known to key on surface tokens. A reading in which they hol
 says little about what the answers claim, and its reader should be told.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
-
-import regex
 
 TokenClass = Literal["end", "line break", "blank", "markup", "punctuation", "content"]
 FORMAT_CLASSES: tuple[TokenClass, ...] = get_args(TokenClass)[:-1]
@@ -26,7 +25,7 @@ out answers with hardly any format tokens, where even a high mean changes no sum
 
 # Marks of Markdown: at the beginning of a line; and fences, emphasis, table bars anywhere.
 _LINE_MARK = r"^[ \t]*(?:#{1,6}(?=\s)|[-*+](?=\s)|>+|\d+[.)](?=\s)|[-*_=]{3,}$)"
-_MARKUP = regex.compile(rf"{_LINE_MARK}|`+|\*+|~~|__+|\|", regex.MULTILINE)
+_MARKUP = re.compile(rf"{_LINE_MARK}|`+|\*+|~~|__+|\|", re.MULTILINE)
 # Punctuation that carries meaning.
 _SIGNS_OF_CONTENT = frozenset("%‰&@#§†‡/\\")
 
