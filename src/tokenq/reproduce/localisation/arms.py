@@ -59,9 +59,22 @@ PLANTED_ARMS = (
 """Pairs that differ in more than the detail; and two halves of the kinds of edit, each of which
 leaves the other as a kind that training has not seen."""
 
+HUMAN_ARMS = tuple(
+    arm for arm in OBJECTIVE_ARMS if arm.name in ("dpo", "dpo, labels by coin", "reward model")
+)
+SUMMEDITS_ARMS = (
+    *HUMAN_ARMS,
+    *(arm for arm in OBJECTIVE_ARMS if arm.name in ("bmc", "implicit_prm")),
+    CreditArm("dpo, differing sentence", "dpo", variant="steps"),
+)
+"""Long prompts make these runs dear, so that they are few. Step-DPO needs answers of several steps
+that begin alike, which only edited summaries are."""
+
 ARMS: dict[str, tuple[CreditArm, ...]] = {
     "film": (*OBJECTIVE_ARMS, *SIZE_ARMS),
     "planted": (*OBJECTIVE_ARMS, *PLANTED_ARMS, *SIZE_ARMS),
+    "summedits": SUMMEDITS_ARMS,
+    "qa": HUMAN_ARMS,
 }
 """Of each task, in the order in which they run."""
 

@@ -1,7 +1,9 @@
 """What a task hands over: pairs to train on, and texts to score whose truth training never sees."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -9,22 +11,31 @@ from transformers import PreTrainedTokenizerBase
 from tokenq.data.edits import edited_tokens
 from tokenq.data.encoding import EncodedResponse, encode
 from tokenq.data.formats import Messages
+from tokenq.data.prefix import common_prefix_length
+from tokenq.data.steps import step_numbers, step_starts
 
 Prompt = str | Messages
+SENTENCES = re.compile(r"(?<=[.!?])\s+(?=\S)")
+"""Where a sentence behind another begins, for steps."""
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """Two responses of which people, or the maker of an error, prefer the first as a whole."""
+    """Two responses of which people, or the maker of an error, prefer the first as a whole.
+
+    step: train on the first sentence in which they differ, after those before it (Step-DPO,
+          arXiv 2406.18629), instead of all that they say
+    """
 
     prompt: Prompt
     chosen: str
     rejected: str
+    step: bool = False
 
     def turned(self) -> "TrainingPair":
         """The pair with the wrong label."""
-        return TrainingPair(self.prompt, self.rejected, self.chosen)
+        return replace(self, chosen=self.rejected, rejected=self.chosen)
 
 
 @dataclass(frozen=True)
@@ -87,20 +98,43 @@ class Encoder:
 
     def rows(self, pairs: Sequence[TrainingPair]) -> datasets.Dataset:
         """Tokenised rows for the trainer, with the tokens that differ between the two sides."""
-        rows = []
-        for pair in pairs:
-            chosen, rejected = (self(pair.prompt, each) for each in (pair.chosen, pair.rejected))
-            edits = edited_tokens(chosen.response_ids, rejected.response_ids)
-            rows.append(
-                {
-                    "prompt_ids": chosen.prompt_ids,
-                    "chosen_ids": chosen.response_ids,
-                    "rejected_ids": rejected.response_ids,
-                    "chosen_edits": list(edits[0]),
-                    "rejected_edits": list(edits[1]),
-                }
-            )
-        return datasets.Dataset.from_list(rows)
+        return datasets.Dataset.from_list([self._row(pair) for pair in pairs])
+
+    def _row(self, pair: TrainingPair) -> dict[str, Any]:
+        chosen, rejected = (self(pair.prompt, each) for each in (pair.chosen, pair.rejected))
+        prompt_ids, sides = chosen.prompt_ids, [chosen.response_ids, rejected.response_ids]
+        if pair.step:
+            numbers = [
+                step_numbers(each.offsets, step_starts(text, SENTENCES))
+                for each, text in ((chosen, pair.chosen), (rejected, pair.rejected))
+            ]
+            prompt_ids, sides = differing_step(prompt_ids, sides, numbers)
+        edits = edited_tokens(*sides)
+        return {
+            "prompt_ids": prompt_ids,
+            "chosen_ids": sides[0],
+            "rejected_ids": sides[1],
+            "chosen_edits": list(edits[0]),
+            "rejected_edits": list(edits[1]),
+        }
+
+
+def differing_step(
+    prompt_ids: list[int], sides: list[list[int]], numbers: list[list[int]]
+) -> tuple[list[int], list[list[int]]]:
+    """Move the steps that both sides begin with into the prompt, and keep one step of each.
+
+    numbers: of the step that each token of a side is in, from 0
+    """
+    # One side may be all of the other's beginning; a last token is left to each.
+    common = min(common_prefix_length(*sides), *(len(side) - 1 for side in sides))
+    first = min(steps.index(steps[common]) for steps in numbers)
+    kept = []
+    for side, steps in zip(sides, numbers, strict=True):
+        kept.append(
+            [token for token, step in zip(side, steps, strict=True) if step == steps[first]]
+        )
+    return [*prompt_ids, *sides[0][:first]], kept
 
 
 def truth_of(offsets: Sequence[Span], text: str, errors: Sequence[Span]) -> list[int]:

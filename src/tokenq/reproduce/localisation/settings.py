@@ -23,6 +23,47 @@ class FilmSettings:
 
 
 @dataclass(frozen=True)
+class PlantedSettings:
+    """pairs: training pairs, as many of each kind of error; prompt_words: longest prompt; tests:
+    packages to score, each with a wrong summary and three true ones; split, gradients: as above."""
+
+    recipe: Recipe = field(default_factory=lambda: Recipe(10, 1e-3, 16))
+    pairs: int = 240
+    prompt_words: int = 75
+    tests: int = 120
+    gradients: int = 160
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class SummEditsSettings:
+    """domains: None: all; document_words: how much of a document is shown; pairs: training pairs;
+    tests: most inconsistent and most consistent edits to score, beside the summaries they are of;
+    split, gradients: as above. Documents are few: pairs of one stay in one step."""
+
+    recipe: Recipe = field(default_factory=lambda: Recipe(10, 1e-3, 16, in_order=True))
+    domains: tuple[str, ...] | None = ("ectsum", "news")
+    document_words: int = 160
+    pairs: int = 140
+    tests: int = 80
+    gradients: int = 40
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class QaSettings:
+    """questions: training questions, each with up to six decided comparisons; passage_words: how
+    much of the passages is shown; tests: answers to score; split, gradients: as above."""
+
+    recipe: Recipe = field(default_factory=lambda: Recipe(10, 1e-3, 16, in_order=True))
+    questions: int = 45
+    passage_words: int = 110
+    tests: int = 83
+    gradients: int = 30
+    split: str = "test"
+
+
+@dataclass(frozen=True)
 class Settings:
     """model: any name that `load_policy` takes; layers: its last layers that carry the adapter,
     all below are frozen; the others: each task's own."""
@@ -30,6 +71,9 @@ class Settings:
     model: str = "bundled:smollm2-135m-instruct"
     layers: int = 6
     film: FilmSettings = field(default_factory=FilmSettings)
+    planted: PlantedSettings = field(default_factory=PlantedSettings)
+    summedits: SummEditsSettings = field(default_factory=SummEditsSettings)
+    qa: QaSettings = field(default_factory=QaSettings)
 
     def of_task(self, name: str) -> dict[str, Any]:
         """All that decides the results of one task, JSON types."""

@@ -1,11 +1,20 @@
 """The tasks by name."""
 
+from collections.abc import Callable
 from typing import Any
 
 from tokenq.reproduce.localisation.film import film
 from tokenq.reproduce.localisation.material import Task
+from tokenq.reproduce.localisation.planted import planted
+from tokenq.reproduce.localisation.qa import qa
+from tokenq.reproduce.localisation.summedits import summedits
 
-TASKS = {"film": film}
+TASKS: dict[str, Callable[[Any], Task]] = {
+    "film": film,
+    "planted": planted,
+    "summedits": summedits,
+    "qa": qa,
+}
 
 
 def task_of(name: str, options: Any) -> Task:
