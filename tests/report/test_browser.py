@@ -191,6 +191,28 @@ def test_another_estimator_colours_the_tokens(opened: Open) -> None:
     assert rewards(page)[0] == pytest.approx(0.1)
 
 
+def test_numbers_of_whole_words_are_not_summed_again(opened: Open) -> None:
+    pieces = ["Un", "watch", "able", " film"]
+    response = side("Unwatchable film", pieces, [0.1, -0.3, -0.4, 0.2, 0.1])
+    response["estimates"] = {
+        "words": [-0.6, -0.6, -0.6, 0.2, 0.1],
+        "standardised": [1.0, 2.0, -3.0, 0.5, 0.25],
+    }
+    page = opened([{"row": 0, "prompt": "", "responses": {"completion": response}}], head(rows=1))
+    page.get_by_label("Estimator").select_option("words")
+    assert (
+        "sum of plain over the token’s word".replace("’", "'")
+        in page.locator("#estimator-note").inner_text()
+    )
+    assert rewards(page) == pytest.approx([-0.6, -0.6, -0.6, 0.2, 0.1])
+    assert "Prefix value" in page.locator(".curve").inner_text()
+    page.get_by_text("words", exact=True).first.click()
+    assert rewards(page) == pytest.approx([-0.6, 0.2, 0.1])
+    page.get_by_label("Estimator").select_option("standardised")
+    assert rewards(page) == pytest.approx([0.0, 0.5, 0.25])
+    assert page.locator("#unit").inner_text() == "sd"
+
+
 # ---- List, sorting, filters ----------------------------------------------------------------------
 
 

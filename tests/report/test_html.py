@@ -143,6 +143,10 @@ def test_spans_segments_estimates_and_facts_reach_the_page(tmp_path: Path) -> No
     assert theirs["spans"][0]["p"] is None
     assert ours["estimates"] == {"centred": "1000,-2000,3000,4000,5556"}
     assert data["reward"] == 10_000
+    plain, centred = data["estimators"]
+    assert (plain["name"], plain["spread"], plain["unit"]) == ("plain", False, "β·nats")
+    assert (centred["name"], centred["spread"], centred["unit"]) == ("centred", False, "β·nats")
+    assert "mean reward in the state" in centred["summary"]
     assert ours["facts"] == {"entropies": "500,1000,1500,2000,2500"}
     assert row["pair"] == [0, 1]
     [packed] = row["segments"]

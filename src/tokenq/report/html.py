@@ -125,6 +125,7 @@ class _Payload:
     strings: dict[str, int] = field(default_factory=dict)
     rows: list[str] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
+    estimators: dict[str, None] = field(default_factory=dict)
 
     def add(self, record: dict[str, Any]) -> None:
         """Add one row: a line of a scored data set."""
@@ -143,8 +144,15 @@ class _Payload:
 
     def to_json(self, head: PageHead) -> str:
         """All of it, to stand in a script tag."""
-        facts = {"beta": head.beta, "nats": _NATS, "reward": _REWARD, "scale": self._scale()}
-        start = script_json({**facts, "strings": list(self.strings)})
+        facts = {
+            "beta": head.beta,
+            "nats": _NATS,
+            "reward": _REWARD,
+            "scale": self._scale(),
+            "estimators": [_about(name) for name in ("plain", *self.estimators)],
+            "strings": list(self.strings),
+        }
+        start = script_json(facts)
         return f'{start[:-1]},"rows":[{",".join(self.rows)}]}}'
 
     def _scale(self) -> float:
@@ -178,6 +186,7 @@ class _Payload:
             packed["best"] = ";".join(map(self._best, side["alternatives"]))
         if side.get("estimates"):
             packed["estimates"] = _estimates(side)
+            self.estimators |= dict.fromkeys(packed["estimates"])
         facts = {each: _milli(side[each]) for each in _FACTS if each in side}
         if facts:
             packed["facts"] = facts
@@ -253,6 +262,23 @@ def _estimates(side: dict[str, Any]) -> dict[str, str]:
     return {
         name: _joined(round(_REWARD * value) for value in values)
         for name, values in estimates.items()
+    }
+
+
+def _about(name: str) -> dict[str, Any]:
+    """What the page says of an estimator, and how it reads it.
+
+    spread: whether each token has the number of its whole word already, so that tokens are not
+            summed again
+    """
+    # Needs torch, as above.
+    from tokenq.credit.estimators import ESTIMATORS
+
+    return {
+        "name": name,
+        "summary": ESTIMATORS[name].summary if name in ESTIMATORS else "",
+        "unit": "sd" if name.startswith("standardised") else "β·nats",
+        "spread": name.endswith("words") or name == "word_means",
     }
 
 

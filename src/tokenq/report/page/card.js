@@ -29,29 +29,33 @@ function line(label, value, unit, className = "") {
   return make("tr", "", make("th", "", label), make("td", className, value), make("td", "", make("small", "", unit)));
 }
 
-const REWARD_UNIT = "β·nats";
-const rewardLine = (label, value) => line(label, signed(value), REWARD_UNIT, signClass(value));
-const runningName = () => (state.estimator === PLAIN ? "prefix value after it" : "running sum after it");
+const rewardLine = (label, value, estimator) => line(label, signed(value), aboutEstimator(estimator).unit, signClass(value));
+
+function runningLine(side, i) {
+  if (aboutEstimator(state.estimator).spread) return "";
+  const name = state.estimator === PLAIN ? "prefix value after it" : "running sum after it";
+  return rewardLine(name, valuesOf(rewardsOf(side, state.estimator))[i + 1], state.estimator);
+}
 
 function tokenTable(side, i) {
   const logp = nats(side.logps[i]), ref = nats(side.refs[i]);
   const table = make("table", "", line("log π", minus(logp), percent(logp)), line("log π ref", minus(ref), percent(ref)));
   for (const name of estimators) {
     if (side.series[name] && (name === PLAIN || name === state.estimator)) {
-      table.append(rewardLine(name === PLAIN ? "implicit reward" : name, side.series[name][i]));
+      table.append(rewardLine(name === PLAIN ? "implicit reward" : name, side.series[name][i], name));
     }
   }
-  table.append(rewardLine(runningName(), valuesOf(rewardsOf(side, state.estimator))[i + 1]));
+  table.append(runningLine(side, i));
   for (const [name, label] of FACTS) if (side.facts && side.facts[name]) table.append(line(label, nats(side.facts[name][i]).toFixed(3), "nats"));
   return table;
 }
 
 function unitTable(side, unit) {
+  const name = state.estimator === PLAIN ? "implicit reward" : state.estimator;
   const last = unit.tokens[unit.tokens.length - 1];
-  return make("table", "",
-    rewardLine(state.estimator === PLAIN ? "implicit reward, summed" : state.estimator + ", summed", unit.reward),
-    rewardLine("of each token, mean", unit.reward / unit.tokens.length),
-    rewardLine(runningName(), valuesOf(rewardsOf(side, state.estimator))[last + 1]));
+  if (aboutEstimator(state.estimator).spread) return make("table", "", rewardLine(name + ", mean", unit.reward, state.estimator));
+  return make("table", "", rewardLine(name + ", summed", unit.reward, state.estimator),
+    rewardLine("of each token, mean", unit.reward / unit.tokens.length, state.estimator), runningLine(side, last));
 }
 
 function partsTable(side, unit) {

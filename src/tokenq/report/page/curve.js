@@ -1,7 +1,9 @@
 // ---- The curve -------------------------------------------------------------------------------
 
 function plot(figure, sides) {
-  const paths = sides.map((side) => valuesOf(rewardsOf(side, state.estimator)));
+  // Numbers of whole words do not add up along the text.
+  const summed = aboutEstimator(state.estimator).spread ? PLAIN : state.estimator;
+  const paths = sides.map((side) => valuesOf(rewardsOf(side, summed)));
   const longest = Math.max(...sides.map((side) => side.count));
   const all = paths.flat();
   let low = Math.min(...all), high = Math.max(...all);
@@ -10,7 +12,7 @@ function plot(figure, sides) {
   const left = 46, right = 58, top = 12, bottom = 20;
   const x = (t) => left + (t / longest) * (width - left - right);
   const y = (v) => top + ((high - v) / (high - low)) * (height - top - bottom);
-  const title = (state.estimator === PLAIN ? "Prefix value" : `Running sum of ${state.estimator}`) + " after each token, β·nats";
+  const title = (summed === PLAIN ? "Prefix value" : `Running sum of ${summed}`) + " after each token, " + aboutEstimator(summed).unit;
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": described(title, sides, paths) });
 
   for (const v of ticks(low, high)) {

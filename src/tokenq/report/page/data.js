@@ -17,7 +17,8 @@ const rows = data.rows.map((row, order) => ({
 const anyOrder = rows.some((row) => row.ordered);
 const anySpans = rows.some((row) => row.sides.some((side) => side.spans));
 const marginScale = Math.max(1e-9, ...rows.map((row) => Math.abs(row.margin || 0)));
-const estimators = [PLAIN, ...new Set(data.rows.flatMap((row) => row.sides.flatMap((side) => Object.keys(side.estimates || {}))))];
+const estimators = data.estimators.map((about) => about.name);
+const aboutEstimator = (name) => data.estimators.find((about) => about.name === name);
 
 const searchText = (row) =>
   (row.search ??= row.prompt.map((turn) => turn[1]).concat(row.sides.map((side) => side.text)).join("\n").toLowerCase());
@@ -59,7 +60,8 @@ function valuesOf(rewards) {
 
 // What is coloured as one: a token, or a word, a sentence and what stands between them. A token's
 // reward is shared equally by its characters other than blanks (by its blanks if it has no others),
-// so that the units' rewards add up to that of the response at every level.
+// so that the units' rewards add up to that of the response at every level. Where each token has the
+// number of its whole word, a unit has their mean.
 function unitsOf(side, level, estimator) {
   return (side.units[level + " " + estimator] ??= level === "token" ? tokenUnits(side, estimator) : stretchUnits(side, level, estimator));
 }
@@ -88,6 +90,7 @@ function stretchUnits(side, level, estimator) {
     units.push({ text: inner, shown: inner, start: from, end: from + inner.length, tokens: [], reward: 0, bare: true });
     start += length;
   }
+  const weights = new Float64Array(units.length);
   rewards.forEach((reward, i) => {
     if (side.outside.has(i)) {
       units.push({ text: side.tokens[i], shown: side.tokens[i], start: side.starts[i], end: side.ends[i], tokens: [i], reward, outside: true });
@@ -99,10 +102,12 @@ function stretchUnits(side, level, estimator) {
     for (const c of sharing) {
       const unit = units[unitAt[c]];
       unit.reward += reward / sharing.length;
+      weights[unitAt[c]] += 1 / sharing.length;
       unit.bare = false;
       if (unit.tokens[unit.tokens.length - 1] !== i) unit.tokens.push(i);
     }
   });
+  if (aboutEstimator(estimator).spread) weights.forEach((weight, i) => { if (weight) units[i].reward /= weight; });
   return units;
 }
 

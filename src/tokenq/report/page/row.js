@@ -38,6 +38,9 @@ function rowHead(row) {
 }
 
 function legend(scale) {
+  const about = aboutEstimator(state.estimator);
+  at("unit").textContent = about.unit;
+  at("estimator-note").textContent = about.summary;
   at("low").textContent = "blamed " + signed(-scale, 2);
   at("high").textContent = signed(scale, 2) + " liked";
 }
@@ -63,9 +66,13 @@ function sideNode(side, number, scale) {
   const rewards = rewardsOf(side, state.estimator);
   const total = rewards.reduce((sum, reward) => sum + reward, 0);
   const head = make("header", "", make("h3", "", sideName(side)));
-  const sum = make("span", "sum " + signClass(total), signed(total));
-  sum.title = (state.estimator === PLAIN ? "summed implicit reward" : "sum of " + state.estimator) + ", beta times nats";
-  head.append(sum, make("span", "count", plural(side.count, "token") + ", " + signed(total / side.count) + " each"));
+  const mean = signed(total / side.count) + (aboutEstimator(state.estimator).spread ? " on average" : " each");
+  if (!aboutEstimator(state.estimator).spread) {
+    const sum = make("span", "sum " + signClass(total), signed(total));
+    sum.title = (state.estimator === PLAIN ? "summed implicit reward, " : `sum of ${state.estimator}, `) + aboutEstimator(state.estimator).unit;
+    head.append(sum);
+  }
+  head.append(make("span", "count", plural(side.count, "token") + ", " + mean));
   const text = make("div", "tokens");
   text.dir = "auto";
   text.setAttribute("role", "listbox");
