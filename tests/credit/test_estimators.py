@@ -171,6 +171,24 @@ def test_average_of_several_pairs() -> None:
             average(estimates)
 
 
+def test_averaged_centred_credit_is_that_of_the_geometric_mean() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, 7, 11, generator=generator, dtype=torch.float64)
+    reference, *policies = logits.log_softmax(-1)
+
+    def read(policy: Tensor) -> tuple[Tensor, Tensor]:
+        rewards = 0.3 * (policy - reference)
+        divergence = (reference.exp() * (reference - policy)).sum(-1, keepdim=True)
+        return rewards, centred(rewards, divergence, 0.3)
+
+    mean = read(torch.stack(policies).mean(0).log_softmax(-1))
+    plain, centre = (average(each) for each in zip(*map(read, policies), strict=True))
+    torch.testing.assert_close(centre, mean[1], atol=1e-12, rtol=0)
+    constant = plain - mean[0]
+    torch.testing.assert_close(constant, constant[:, :1].expand_as(constant), atol=1e-12, rtol=0)
+    assert constant.abs().min() > 1e-3
+
+
 # --- by name
 
 

@@ -57,7 +57,7 @@ def standardised(rewards: Tensor, divergences: Tensor, variances: Tensor, beta: 
 
     In a state where the two models differ on everything a large log-ratio says little; where they
     agree but for one token, a small one says much. The same statistic, of one model's log-probs, is
-    the conditional probability curvature of Fast-DetectGPT (2310.05130, eq. 3). 0 where the models
+    the conditional probability curvature of Fast-DetectGPT (2310.05130). 0 where the models
     do not differ. It has no unit and does not add up.
     """
     deviations = beta * variances.clamp_min(0).sqrt()
@@ -136,7 +136,8 @@ def average(estimates: Sequence[Tensor]) -> Tensor:
     """[T] mean of estimates of the same tokens, from several pairs, seeds or checkpoints.
 
     With one reference the mean of plain rewards is the reward of the policies' normalised geometric
-    mean, up to one number per state. Raises ValueError for none, or for different lengths.
+    mean, up to one number per state; the mean of centred ones is its centred reward. Raises
+    ValueError for none, or for different lengths.
     """
     if len({tuple(each.shape) for each in estimates}) != 1:
         shapes = [tuple(each.shape) for each in estimates]
