@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from small_pairs import random_model, save_model, small_tokenizer, with_adapter
 
 from tokenq.cli.main import main
@@ -100,6 +101,8 @@ def test_a_single_response_in_the_terminal(
         (["--data", "DATA", "--out", "o", "--beta", "-1"], "beta is -1.0; accepted"),
         (["--data", "DATA", "--out", "o", "--page_rows", "-1"], "--page_rows is -1; accepted"),
         (["--data", "DATA", "--out", "o", "--chat"], "belong to --prompt"),
+        (["--data", "DATA", "--out", "o", "--estimator", "no"], "estimator is 'no'; accepted: pl"),
+        (["--prompt", "x", "--response", "y", "--estimator", "no"], "estimator is 'no'; accepted"),
         (["--data", "DATA", "--out", "DATA"], "--out: "),
         (["--data", "DATA", "--out", "DATA", "--skip_bad_rows"], "cannot be written"),
         (["--data", "DATA", "--out", "o", "--device", "cuda:99"], "device 'cuda:99'"),
@@ -146,3 +149,31 @@ def test_malformed_rows_stop_the_run_or_are_set_aside(
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["rows"], summary["rejected"]) == (4, 1)
     assert len((out / "rejects.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_is_kept_beside_the_rewards(
+    models: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["credit", *models, "--data", str(data), "--out", str(out), "--streaming"]
+    command += ["--facts", "--estimator", "centred", "words", "--parquet", "--show", "1"]
+    assert main(command) == 0
+    records = [json.loads(line) for line in (out / "credit.jsonl").read_text().splitlines()]
+    for record in records:
+        assert record["segments"]
+        for side in record["responses"].values():
+            assert list(side["estimates"]) == ["centred", "words"]
+            assert len(side["entropies"]) == len(side["divergences"]) == len(side["tokens"])
+    responses = parquet.read_table(out / "credit.parquet").to_pylist()
+    assert len(responses) == 8
+    assert dict(responses[0]["estimates"])["words"] == pytest.approx(
+        records[0]["responses"]["chosen"]["estimates"]["words"], abs=1e-6
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["estimators"] == ["centred", "words"]
+    assert 0 < summary["format"]["share_of_credit"] < 1
+    capsys.readouterr()
+
+    single = ["--prompt", "Review:", "--response", " A dull mess.", "--estimator", "centred"]
+    assert main(["credit", *models, *single]) == 0
+    assert "prefix value" in capsys.readouterr().out

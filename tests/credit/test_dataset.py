@@ -253,8 +253,9 @@ def test_facts_are_those_of_each_response_alone(tmp_path: Path, pair: Pair) -> N
             assert "alternatives" not in side
             encoded = encode(pair.tokenizer, record["prompt"], side["response"])
             facts = VocabularyReader(pair, encoded.prompt_ids, encoded.response_ids).facts
-            for name, field in dataset.FACTS.items():
-                assert side[name] == pytest.approx(getattr(facts, field).tolist(), abs=5e-5)
+            fields = (facts.entropy, facts.ref_entropy, facts.divergence)
+            for name, field in zip(dataset.FACTS, fields, strict=True):
+                assert side[name] == pytest.approx(field.tolist(), abs=5e-5)
             assert min(side["divergences"]) > 1e-3
 
 
@@ -287,3 +288,57 @@ def test_memory_does_not_grow_with_the_rows(
         tracemalloc.stop()
         assert run.summary.rows == count
     assert peaks[2] < 1.15 * peaks[1]
+
+
+def test_estimates_are_those_of_each_response_alone(tmp_path: Path, pair: Pair) -> None:
+    names = ("plain", "centred", "words")
+    options = CreditOptions(alternatives=0, estimators=names, token_budget=32)
+    run = credit_dataset(pair, rows_of(tmp_path, PAIRS[:3]), tmp_path / "out", options)
+    for record in run.records():
+        for side in record["responses"].values():
+            assert not set(dataset.FACTS) & set(side)
+            alone = tokenq.credit(pair, record["prompt"], side["response"])
+            assert list(side["estimates"]) == list(names)
+            for name, values in side["estimates"].items():
+                assert values == pytest.approx(alone.estimate(name).tolist(), abs=5e-5)
+            assert side["estimates"]["centred"] != side["estimates"]["plain"]
+    with pytest.raises(UserError, match="estimator is 'wishful'; accepted: plain, centred"):
+        CreditOptions(estimators=("wishful",))
+
+
+def test_an_estimator_that_needs_no_vocabulary_reads_the_reference_from_the_cache(
+    tmp_path: Path, pair: Pair
+) -> None:
+    rows = rows_of(tmp_path, PAIRS)
+    options = CreditOptions(alternatives=0, estimators=("words",))
+    credit_dataset(pair, rows, tmp_path / "1", options)
+    forwards = []
+    reference_of(pair).base_model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    credit_dataset(pair, rows, tmp_path / "2", options)
+    assert not forwards
+    credit_dataset(pair, rows, tmp_path / "3", CreditOptions(alternatives=0, facts=True))
+    assert forwards
+
+
+def test_several_turns_of_an_answer_are_scored_as_alone(tmp_path: Path, pair: Pair) -> None:
+    prompt = [{"role": "user", "content": "Review:"}]
+    answer = [
+        {"role": "assistant", "content": "A film."},
+        {"role": "user", "content": "Dull?"},
+        {"role": "assistant", "content": "A mess."},
+    ]
+    alone = tokenq.credit(pair, prompt, answer)
+    rows = rows_of(tmp_path, [{"prompt": prompt, "completion": answer}])
+    run = credit_dataset(pair, rows, tmp_path / "whole", CreditOptions(alternatives=0))
+    [record] = run.records()
+    side = record["responses"]["completion"]
+    assert side["turn_numbers"] == list(alone.turn_numbers)
+    assert side["offsets"] == [list(offset) for offset in alone.offsets]
+    assert side["rewards"] == pytest.approx(alone.rewards.tolist(), abs=5e-5)
+    longest = len(alone) - 3 + len(pair.tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, return_dict=False))  # fmt: skip
+    options = CreditOptions(alternatives=0, max_length=longest)
+    run = credit_dataset(pair, rows, tmp_path / "cut", options)
+    [record] = run.records()
+    cut = record["responses"]["completion"]
+    assert (cut["tokens_cut"], cut["turn_numbers"]) == (3, side["turn_numbers"][:-3])

@@ -105,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep the entropies of both models, and the divergence between them, at every token",
     )
+    reading.add_argument(
+        "--estimator",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="token credits to keep beside the implicit reward, such as centred, words, "
+        "centred_words; an unknown name lists all",
+    )
     return parser
 
 
@@ -149,7 +157,7 @@ def _credit_one(arguments: argparse.Namespace) -> None:
         raise UserError("--prompt is given without --response; accepted: both")
     if arguments.data is not None or arguments.out is not None:
         raise UserError("--data and --out belong to a data set, not to --prompt")
-    _options(arguments)
+    options = _options(arguments)
     check_reference(arguments)
     console = Console(highlight=False)
 
@@ -161,7 +169,9 @@ def _credit_one(arguments: argparse.Namespace) -> None:
         prompt = [{"role": "user", "content": prompt}]
     reading = credit(load_models(arguments, console), prompt, arguments.response, arguments.beta)
     record = reading.to_dict(
-        alternatives=arguments.alternatives, min_probability=arguments.min_probability
+        alternatives=arguments.alternatives,
+        min_probability=arguments.min_probability,
+        estimators=options.estimators,
     )
     show_response(console, record)
 
@@ -177,6 +187,7 @@ def _options(arguments: argparse.Namespace) -> "CreditOptions":
         token_budget=arguments.token_budget,
         skip_bad_rows=arguments.skip_bad_rows,
         facts=arguments.facts,
+        estimators=tuple(dict.fromkeys(arguments.estimator)),
     )
 
 
@@ -219,6 +230,7 @@ def _write(run: "CreditRun", rows: "Rows", arguments: argparse.Namespace, second
         tokens=summary.tokens,
         skipped=sum(summary.skipped.values()) + rows.rejected,
         min_probability=arguments.min_probability,
+        format=summary.form.to_dict(),
     )
     write_page(arguments.out / "index.html", run.records(), head, page_rows=arguments.page_rows)
     if arguments.parquet:

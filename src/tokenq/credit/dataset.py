@@ -12,13 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from tokenq.credit.alignment import aligned_segments
+from tokenq.credit.answers import Answer, read_answer
 from tokenq.credit.api import assemble
+from tokenq.credit.estimators import estimator
 from tokenq.credit.journal import Journal, read_records
 from tokenq.credit.processes import ALONE, Processes, Share
 from tokenq.credit.result import Credit
 from tokenq.credit.summary import Summary
 from tokenq.credit.vocabulary import Alternative, StateFacts, survey
-from tokenq.data.encoding import EncodedResponse, encode
+from tokenq.data.encoding import EncodedResponse
 from tokenq.data.formats import Kind, Messages
 from tokenq.data.loading import Rows
 from tokenq.errors import UserError
@@ -29,9 +31,8 @@ from tokenq.models.pair import Pair, context_length, reference_of
 from tokenq.models.reference import scoring
 from tokenq.models.reference_cache import ReferenceCache
 
-FACTS = {"entropies": "entropy", "ref_entropies": "ref_entropy", "divergences": "divergence"}
-"""What `CreditOptions.facts` adds to a response's record, and what it is in `StateFacts`: [T] each,
-nats, beta not included."""
+FACTS = ("entropies", "ref_entropies", "divergences")
+"""What `CreditOptions.facts` adds to a response's record: [T] each, nats, beta not included."""
 
 DECIMALS = 6
 
@@ -52,6 +53,7 @@ class CreditOptions:
     min_probability: alternatives to which the policy gives less are left out
     facts:           keep each position's entropies under both models and the divergence between
                      them
+    estimators:      names of token credits that are kept beside the rewards (`ESTIMATORS`)
     token_budget:    input tokens of one forward
     skip_bad_rows:   set aside rows that cannot be tokenised, instead of stopping
     """
@@ -61,6 +63,7 @@ class CreditOptions:
     alternatives: int = 3
     min_probability: float = 0.01
     facts: bool = False
+    estimators: tuple[str, ...] = ()
     token_budget: int = TOKEN_BUDGET
     skip_bad_rows: bool = False
 
@@ -75,6 +78,14 @@ class CreditOptions:
         for name, (fine, what) in accepted.items():
             if not fine:
                 raise UserError(f"{name} is {getattr(self, name)}; accepted: {what}")
+        for name in self.estimators:
+            estimator(name)
+
+    @property
+    def needs_vocabulary(self) -> bool:
+        """Whether anything asked for takes a sweep over the vocabulary."""
+        several = any(estimator(name).needs_facts for name in self.estimators)
+        return bool(self.alternatives) or self.facts or several
 
 
 @dataclass(frozen=True)
@@ -96,14 +107,17 @@ class _Job:
 
     row: int
     prompt: str | Messages
-    responses: dict[str, str | Messages]
-    encoded: dict[str, EncodedResponse]
+    answers: dict[str, Answer]
     cut: dict[str, int]
     extra: dict[str, Any]
 
     @property
+    def encoded(self) -> list[EncodedResponse]:
+        return [answer.encoded for answer in self.answers.values()]
+
+    @property
     def size(self) -> int:
-        return sum(len(each.prompt_ids) + len(each.response_ids) for each in self.encoded.values())
+        return sum(len(each.prompt_ids) + len(each.response_ids) for each in self.encoded)
 
 
 def credit_dataset(
@@ -173,6 +187,7 @@ def run_settings(
         "alternatives": options.alternatives,
         "min_probability": options.min_probability,
         "facts": options.facts,
+        "estimators": list(options.estimators),
     }
 
 
@@ -207,27 +222,36 @@ class _TooLong(Exception):
 
 
 def _job(pair: Pair, kind: Kind, row: dict[str, Any], longest: int | None) -> _Job:
-    responses = named_responses(kind, row)
-    encoded, cut = {}, {}
-    for name, response in responses.items():
-        whole = encode(
+    answers, cut = {}, {}
+    for name, response in named_responses(kind, row).items():
+        answer = read_answer(
             pair.tokenizer,
             row["prompt"],
             response,
             tools=row.get("tools"),
             chat_template_kwargs=row.get("chat_template_kwargs"),
         )
+        whole = answer.encoded
         room = len(whole.response_ids)
         if longest is not None:
             room = min(room, longest - len(whole.prompt_ids))
         if room < 1:
             raise _TooLong(f"the prompt leaves no room for a response in {longest} tokens")
         cut[name] = len(whole.response_ids) - room
-        encoded[name] = replace(
-            whole, response_ids=whole.response_ids[:room], offsets=whole.offsets[:room]
-        )
+        answers[name] = _shortened(answer, room)
     extra: dict[str, Any] = {each: row[each] for each in ("label", "ranks") if each in row}
-    return _Job(row["row"], row["prompt"], responses, encoded, cut, extra)
+    return _Job(row["row"], row["prompt"], answers, cut, extra)
+
+
+def _shortened(answer: Answer, room: int) -> Answer:
+    """The answer's first `room` tokens, with all of its text."""
+    encoded = replace(
+        answer.encoded,
+        response_ids=answer.encoded.response_ids[:room],
+        offsets=answer.encoded.offsets[:room],
+    )
+    turns = None if answer.turns is None else answer.turns[:room]
+    return replace(answer, encoded=encoded, turns=turns)
 
 
 def _windows(
@@ -261,16 +285,16 @@ def _score(
     pair: Pair, jobs: list[_Job], options: CreditOptions, cache: ReferenceCache
 ) -> list[dict[str, Any]]:
     """Records of tokenised rows, all responses of the window in common forwards."""
-    encoded = [each for job in jobs for each in job.encoded.values()]
+    encoded = [each for job in jobs for each in job.encoded]
     if not encoded:
         return []
     prompts = [each.prompt_ids for each in encoded]
     responses = [each.response_ids for each in encoded]
-    if options.alternatives or options.facts:
+    if options.needs_vocabulary:
         scored = _surveyed(pair, prompts, responses, options)
     else:
         scored = _looked_up(pair, prompts, responses, options, cache)
-    each_response = iter(zip(encoded, scored, strict=True))
+    each_response = iter(scored)
     return [_record(pair, job, each_response, options) for job in jobs]
 
 
@@ -311,17 +335,23 @@ def _looked_up(
 
 
 def _record(
-    pair: Pair,
-    job: _Job,
-    scored: Iterator[tuple[EncodedResponse, _Scored]],
-    options: CreditOptions,
+    pair: Pair, job: _Job, scored: Iterator[_Scored], options: CreditOptions
 ) -> dict[str, Any]:
     record: dict[str, Any] = {"row": job.row, "prompt": job.prompt, **job.extra, "responses": {}}
     credits: list[Credit] = []
-    for name, response in job.responses.items():
-        encoded, scores = next(scored)
-        both = (scores.logps, scores.ref_logps)
-        credit = assemble(pair, job.prompt, response, encoded, both, options.beta, None)
+    for name, answer in job.answers.items():
+        scores = next(scored)
+        credit = assemble(
+            pair,
+            job.prompt,
+            answer.text,
+            answer.encoded,
+            (scores.logps, scores.ref_logps),
+            options.beta,
+            None,
+            facts=scores.facts,
+            turn_numbers=answer.turns,
+        )
         credits.append(credit)
         record["responses"][name] = _side(credit, scores, options) | {"tokens_cut": job.cut[name]}
     ranks = job.extra.get("ranks", range(len(credits)))
@@ -333,18 +363,17 @@ def _record(
     ]
     if differences:
         record["margin"] = round(min(differences), DECIMALS)
-    if {"chosen", "rejected"} <= set(job.responses):
+    if {"chosen", "rejected"} <= set(job.answers):
         record["segments"] = [_rounded(each.to_dict()) for each in aligned_segments(record)]
     return record
 
 
 def _side(credit: Credit, scored: _Scored, options: CreditOptions) -> dict[str, Any]:
     """The response's part of a record."""
-    side = credit.response_record(None)
-    if options.facts and scored.facts is not None:
+    side = credit.response_record(None, options.estimators)
+    if not options.facts:
         for name in FACTS:
-            column = getattr(scored.facts, FACTS[name])
-            side[name] = [round(value, DECIMALS) for value in column.tolist()]
+            side.pop(name, None)
     if scored.alternatives is not None:
         side["alternatives"] = [
             [_rounded(vars(each)) for each in best] for best in scored.alternatives

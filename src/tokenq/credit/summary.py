@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tokenq.credit.format_tokens import FormatShare
+
 
 @dataclass
 class Mean:
@@ -33,6 +35,7 @@ class Summary:
     margins:   of rows whose responses have an order (see `credit_dataset`), beta times nats
     agreeing:  those of them in which every better response has the higher summed reward
     rewards:   summed reward of a response, beta times nats, by the response's name
+    form:      how much of the credit lies on format tokens
     """
 
     rows: int = 0
@@ -42,6 +45,7 @@ class Summary:
     margins: Mean = field(default_factory=Mean)
     agreeing: int = 0
     rewards: dict[str, Mean] = field(default_factory=dict)
+    form: FormatShare = field(default_factory=FormatShare)
 
     def add(self, record: dict[str, Any]) -> None:
         """Count one line of a scored data set."""
@@ -50,6 +54,7 @@ class Summary:
             self.skipped[reason] = self.skipped.get(reason, 0) + 1
             return
         self.rows += 1
+        self.form.add(record)
         for name, side in record["responses"].items():
             self.tokens += len(side["token_ids"])
             self.truncated += side["tokens_cut"] > 0
@@ -66,9 +71,9 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """JSON types; the names of means are those of the training metrics where they agree."""
         plain = asdict(self)
-        del plain["margins"], plain["rewards"], plain["agreeing"]
+        del plain["margins"], plain["rewards"], plain["agreeing"], plain["form"]
         means = {f"rewards/{name}": mean.value for name, mean in self.rewards.items()}
         if self.margins.count:
             means["rewards/margins"] = self.margins.value
             means["rewards/accuracies"] = self.accuracy
-        return {**plain, **means}
+        return {**plain, **means, "format": self.form.to_dict()}
