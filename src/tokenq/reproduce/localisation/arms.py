@@ -3,7 +3,7 @@
 `Arm` says which loss; here stands what else differs between two runs of one task.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tokenq.errors import UserError
@@ -18,13 +18,14 @@ class CreditArm(Arm):
 
     learner:   a policy, whose tokens are scored by log-ratios (or logits), or a reward model with a
                scalar head, whose tokens are scored by prefix differences
-    share:     share of the task's training pairs that is seen (the first of them)
+    share:     share of the task's training pairs that is seen: the first of them; half, so that one
+               arm can have twice as many
     variant:   which training pairs, where a task has several kinds; "" the usual ones
     after_sft: train first on the chosen responses; that model is then start and reference
     """
 
     learner: Learner = "policy"
-    share: float = 1.0
+    share: float = 0.5
     variant: str = ""
     after_sft: bool = False
 
@@ -47,9 +48,12 @@ OBJECTIVE_ARMS = (
 )
 """CPL's bias is the lambda of its paper."""
 
-SIZE_ARMS = tuple(
-    CreditArm(f"dpo, {share:g} of the pairs", "dpo", share=share) for share in (0.125, 0.25, 0.5)
+SIZE_ARMS = (
+    CreditArm("dpo, quarter of the pairs", "dpo", share=0.125),
+    CreditArm("dpo, half of the pairs", "dpo", share=0.25),
+    CreditArm("dpo, twice the pairs", "dpo", share=1.0),
 )
+"""As many as all other arms see, times a quarter, a half and two."""
 
 PLANTED_ARMS = (
     CreditArm("dpo, loose pairs", "dpo", variant="loose"),
@@ -60,12 +64,14 @@ PLANTED_ARMS = (
 leaves the other as a kind that training has not seen."""
 
 HUMAN_ARMS = tuple(
-    arm for arm in OBJECTIVE_ARMS if arm.name in ("dpo", "dpo, labels by coin", "reward model")
+    replace(arm, share=1.0)
+    for arm in OBJECTIVE_ARMS
+    if arm.name in ("dpo", "dpo, labels by coin", "reward model")
 )
 SUMMEDITS_ARMS = (
     *HUMAN_ARMS,
-    *(arm for arm in OBJECTIVE_ARMS if arm.name in ("bmc", "implicit_prm")),
-    CreditArm("dpo, differing sentence", "dpo", variant="steps"),
+    *(replace(arm, share=1.0) for arm in OBJECTIVE_ARMS if arm.name in ("bmc", "implicit_prm")),
+    CreditArm("dpo, differing sentence", "dpo", share=1.0, variant="steps"),
 )
 """Long prompts make these runs dear, so that they are few. Step-DPO needs answers of several steps
 that begin alike, which only edited summaries are."""

@@ -13,11 +13,11 @@ class FilmSettings:
     gradients: of how many of the texts gradients are taken, which cost a whole backward pass."""
 
     recipe: Recipe = field(default_factory=lambda: Recipe(10, 1e-3, 16))
-    pairs: int = 300
+    pairs: int = 320
     gap: float = 2.0
     max_words: int = 12
-    tests: int = 400
-    gradients: int = 100
+    tests: int = 300
+    gradients: int = 80
     test_words: int = 18
     split: str = "test"
 
@@ -28,9 +28,9 @@ class PlantedSettings:
     packages to score, each with a wrong summary and three true ones; split, gradients: as above."""
 
     recipe: Recipe = field(default_factory=lambda: Recipe(10, 1e-3, 16))
-    pairs: int = 240
+    pairs: int = 320
     prompt_words: int = 75
-    tests: int = 120
+    tests: int = 100
     gradients: int = 160
     split: str = "test"
 
@@ -56,7 +56,7 @@ class QaSettings:
     much of the passages is shown; tests: answers to score; split, gradients: as above."""
 
     recipe: Recipe = field(default_factory=lambda: Recipe(10, 1e-3, 16, in_order=True))
-    questions: int = 45
+    questions: int = 36
     passage_words: int = 110
     tests: int = 83
     gradients: int = 30
