@@ -220,5 +220,6 @@ def test_wordings_that_mean_the_same_are_made_and_fixed_terms_left() -> None:
 def test_of_two_opposites_neither_is_the_usual_wrong_one(archive: None) -> None:
     items = planted.load("train", kinds=["antonym", "position"])
     directions = Counter(planted._direction(item) for item in items if item.sort[:2] != "X ")
+    assert max(directions.values()) > 1
     for (old, new), count in directions.items():
-        assert count <= 2 + 2 * directions[new, old]
+        assert count <= 1 + directions[new, old]

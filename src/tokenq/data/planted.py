@@ -302,22 +302,20 @@ def _true_counts() -> Counter[str]:
 
 
 def _balanced(items: list[PlantedItem], draw: random.Random) -> list[PlantedItem]:
-    """Items of one kind with the sorts in turn; of two opposites neither is the usual wrong one.
+    """Items of one kind with the sorts in turn; of two details neither is the usual wrong one.
 
-    Where "a" became "b" much more often than "b" became "a", knowing the words would be enough
-    and no description need be read: at most twice as many (and two more) are kept.
+    Where "a" became "b" more often than "b" became "a", knowing the words would be enough and no
+    description need be read: one more of either than of the other is the most that is kept.
     """
     draw.shuffle(items)
     directions = Counter(_direction(item) for item in items)
-    left = {(old, new): 2 + 2 * directions[new, old] for old, new in directions}
+    left = {(old, new): 1 + directions[new, old] for old, new in directions}
     by_sort: dict[str, list[PlantedItem]] = defaultdict(list)
     for item in items:
-        if item.kind in ("antonym", "position") and not item.sort.startswith("X "):
-            direction = _direction(item)
-            if not left[direction]:
-                continue
+        direction = _direction(item)
+        if left[direction]:
             left[direction] -= 1
-        by_sort[item.sort].append(item)
+            by_sort[item.sort].append(item)
     return list(_in_turn(by_sort.values()))
 
 

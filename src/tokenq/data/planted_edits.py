@@ -162,7 +162,8 @@ def _numbers(summary: str, description: str) -> Iterator[Edit]:
                         yield Edit("number", "word", word.start, word.end, word.text, new)
     for match in re.finditer(r"(?<![\w.+/-])\d+(?:\.\d+)*(?=-?bits?\b|\b(?![\w.+/-]))", summary):
         number = match.group()
-        if not _has_number(description, number):
+        # Of some things all packages have one version: nothing need be read to know it.
+        if summary[: match.start()].endswith("Python ") or not _has_number(description, number):
             continue
         bits = bool(re.match(r"[- ]?bits?\b", summary[match.end() :]))
         sort = "bit" if bits else ("version" if "." in number else "count")
