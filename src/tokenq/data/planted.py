@@ -209,8 +209,9 @@ def _in_package(description: Description) -> Iterator[_Material]:
     if description.section in _SECTIONS or _PACKAGING.search(description.package):
         return
     made = False
-    if not _PACKAGING.search(description.synopsis) and len(description.synopsis.split()) >= 3:
-        for material in _in_summary(description, description.synopsis, description.text):
+    synopsis = description.synopsis.rstrip(".")
+    if not _PACKAGING.search(synopsis) and len(synopsis.split()) >= 3:
+        for material in _in_summary(description, synopsis, description.text):
             made = True
             yield material
     if made:

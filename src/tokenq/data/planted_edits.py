@@ -174,7 +174,7 @@ def _numbers(summary: str, description: str) -> Iterator[Edit]:
 
 def _swaps(summary: str, description: str) -> Iterator[Edit]:
     """Two details around one word change places; the characters between them belong to the edit."""
-    if _BOTH_WAYS.search(description) or _SYMMETRIC.search(summary):
+    if _BOTH_WAYS.search(description) or _SYMMETRIC.search(summary) or "::" in summary:
         return
     words = words_of(summary)
     for i, middle in enumerate(words):

@@ -199,22 +199,22 @@ SYNONYMS = _groups(
     inspecting; examines inspects; analyze analyse; synchronize sync; replacement substitute;
     large big; complete full; huge enormous; entire whole; enhanced improved; enhancements
     improvements; needed required; uses employs; useful handy helpful; helps assists aids;
-    multiple several; within inside; select choose; selecting choosing; transmit send;
-    transmitting sending; duplicate copy; combine merge; combining merging; divide split;
-    examples samples; children kids; developers programmers; computers machines; webpages
-    web-pages; website web-site; websites web-sites; geographic geographical; numeric numerical;
-    audio sound; photos photographs; photo photograph; movies films; movie film; administration
-    management; managing administering; manage administer; simple straightforward; plugin
-    plug-in; plugins plug-ins; frontend front-end; backend back-end; realtime real-time;
-    filesystem file-system; filesystems file-systems; commandline command-line; graphical
-    visual; toolkit toolset; powerful capable; modern up-to-date; advanced sophisticated; basic
-    elementary; tiny minuscule; minimal minimalist; customizable configurable; pluggable
-    modular; robust solid; reliable dependable; efficient economical; specification spec;
-    documentation docs; configuration config; authentication auth; repository repo; repositories
-    repos; information info; parameters params; automated automatic; functions routines;
-    accessing reaching; notifications alerts; notification alert; puzzle brainteaser; statistics
-    stats; cross-platform multi-platform multiplatform; high-performance high-speed; addon
-    add-on; addons add-ons; routines procedures
+    within inside; select choose; selecting choosing; transmit send; transmitting sending;
+    duplicate copy; combine merge; combining merging; divide split; examples samples; children
+    kids; developers programmers; computers machines; webpages web-pages; website web-site;
+    websites web-sites; geographic geographical; numeric numerical; audio sound; photos
+    photographs; photo photograph; movies films; movie film; administration management; managing
+    administering; manage administer; simple straightforward; plugin plug-in; plugins plug-ins;
+    frontend front-end; backend back-end; realtime real-time; filesystem file-system;
+    filesystems file-systems; commandline command-line; graphical visual; toolkit toolset;
+    powerful capable; modern up-to-date; advanced sophisticated; basic elementary; tiny
+    minuscule; minimal minimalist; customizable configurable; pluggable modular; robust solid;
+    reliable dependable; efficient economical; specification spec; documentation docs;
+    configuration config; authentication auth; repository repo; repositories repos; information
+    info; parameters params; automated automatic; functions routines; accessing reaching;
+    notifications alerts; notification alert; puzzle brainteaser; statistics stats;
+    cross-platform multi-platform multiplatform; high-performance high-speed; addon add-on;
+    addons add-ons; routines procedures
     """
 )
 
@@ -231,11 +231,11 @@ REPLACEMENTS = _groups(
     contains includes; enable allow; enables allows; interact communicate; interacting
     communicating; visualize show; visualizing showing; two 2; three 3; four 4; five 5; purely
     entirely; dealing working; designed made; developed made; interfacing communicating;
-    connecting linking; controlling steering; searching exploring; exploring browsing; organize
-    arrange; organizing arranging; organizer planner; understand read; decentralized
-    distributed; downloading fetching; toolkit toolbox; module component; modules components;
-    bindings wrappers; binding wrapper; daemon service; clone copy; parsing analysing; parse
-    analyse; parses analyses; guide handbook
+    connecting linking; controlling steering; exploring browsing; organize arrange; organizing
+    arranging; organizer planner; understand read; decentralized distributed; downloading
+    fetching; toolkit toolbox; module component; modules components; bindings wrappers; binding
+    wrapper; daemon service; clone copy; parsing analysing; parse analyse; parses analyses;
+    guide handbook
     """
 )
 
