@@ -139,7 +139,7 @@ def side(tokens: list[str], rewards: list[float]) -> dict:
     }
 
 
-def test_reasons_are_the_places_that_speak_against_the_label() -> None:
+def test_reasons_are_the_words_that_speak_against_the_label() -> None:
     record = {
         "margin": -4.0,
         "responses": {
@@ -154,11 +154,13 @@ def test_reasons_are_the_places_that_speak_against_the_label() -> None:
     found = dispute(record, fit_label_noise([2.0, 1.0, -4.0]))
     assert found.margin == pytest.approx(-4.0)
     assert found.content_margin == pytest.approx(-3.5)
-    assert [(each.kind, each.chosen, each.rejected) for each in found.reasons] == [
-        ("replace", " Chile", " Peru"),
-        ("replace", ".", "!"),
+    assert [(each.side, each.text) for each in found.reasons] == [
+        ("chosen", " Chile"),
+        ("rejected", " Peru"),
+        ("chosen", "."),
     ]
-    assert [each.difference for each in found.reasons] == pytest.approx([-4.0, -0.5])
+    assert [each.difference for each in found.reasons] == pytest.approx([-3.0, -1.0, -0.5])
+    assert (found.reasons[1].start, found.reasons[1].end) == (11, 16)
     assert found.shared == pytest.approx(0.5)
     assert len(dispute(record, fit_label_noise([1.0]), reasons=1).reasons) == 1
     json.dumps(found.to_dict())
@@ -242,7 +244,9 @@ def test_planted_wrong_labels_are_found(tmp_path: Path, trained_pair: Pair) -> N
     assert low <= 1 / 8 <= high
     # What is named is the word.
     named = [line["dispute"]["reasons"][0] for line in disputed if line["row"] in flipped]
-    words = [reason["chosen"].strip() in BAD for reason in named]
+    words = [
+        reason["text"].strip() in (BAD if reason["side"] == "chosen" else GOOD) for reason in named
+    ]
     assert sum(words) >= 0.75 * len(words)
     # Exchanged where the policy is sure; those labels are right now.
     exchanged = lines(tmp_path / "out/flipped.jsonl")

@@ -171,7 +171,6 @@ def _show_dispute(line: dict[str, Any], console: Console) -> None:
         f"{dispute['probability_wrong']:.2f}"
     )
     for reason in dispute["reasons"]:
-        sides = [visible(reason[name]) or "(nothing)" for name in ("chosen", "rejected")]
-        text = f"  {reason['difference']:+.3f}  chosen: {sides[0]}  rejected: {sides[1]}"
+        text = f"  {reason['difference']:+.3f}  {reason['side']}: {visible(reason['text'].strip())}"
         console.print(Text(text), soft_wrap=True)
     console.print(f"  {dispute['shared']:+.3f}  words that both have, and their ends")

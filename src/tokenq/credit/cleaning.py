@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import expit, logit
 
+from tokenq.credit.aggregation import Shares, word_units
 from tokenq.credit.alignment import AlignedSegment, aligned_segments
 from tokenq.credit.finished import Record, records_by_row, source_columns
 from tokenq.credit.format_tokens import FormatShare, content_margin
@@ -119,15 +121,16 @@ def fit_label_noise(margins: Sequence[float], trusted: Sequence[float] = ()) -> 
 
 @dataclass(frozen=True)
 class Reason:
-    """A place where the answers of a pair differ and that speaks against its label.
+    """A word that speaks against the label of its pair: blamed if chosen, liked if rejected.
 
-    kind:       see :class:`AlignedSegment`
-    difference: what it adds to the margin, beta times nats; below 0
+    side:       "chosen" or "rejected"; `start` and `end` are characters of that answer
+    difference: what the word adds to the margin, beta times nats; below 0
     """
 
-    kind: str
-    chosen: str
-    rejected: str
+    side: str
+    start: int
+    end: int
+    text: str
     difference: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,7 +146,8 @@ class Dispute:
     content_margin:    the same without format tokens; above the threshold if the dispute is about
                        form alone
     probability_wrong: of the label (:class:`LabelNoise`)
-    reasons:           the places that say most against the label, strongest first
+    reasons:           the words that say most against the label, among those in which the answers
+                       differ, strongest first
     shared:            what the margin owes to words that both answers have and to their end tokens,
                        beta times nats: an effect of the places where they differ on what follows,
                        or of the answers' lengths
@@ -166,23 +170,20 @@ class Dispute:
         }
 
 
-def dispute(record: Mapping[str, Any], noise: LabelNoise, *, reasons: int = 3) -> Dispute:
+def dispute(record: Mapping[str, Any], noise: LabelNoise, *, reasons: int = 5) -> Dispute:
     """What a scored pair (a line of `credit.jsonl`) says against its label.
 
-    reasons: at most so many places
+    reasons: at most so many words
     """
-    margin = record["margin"]
-    sides = record["responses"]
-    texts = sides["chosen"]["response"], sides["rejected"]["response"]
     segments = aligned_segments(record)
-    against = [each for each in segments if each.kind not in _SHARED and each.difference < 0]
+    against = [each for each in _words_that_differ(record, segments) if each.difference < 0]
     against.sort(key=lambda each: each.difference)
     return Dispute(
-        margin,
+        record["margin"],
         content_margin(record)[1],
-        noise.probability_wrong(margin),
+        noise.probability_wrong(record["margin"]),
         sum(each.difference for each in segments if each.kind in _SHARED),
-        tuple(_reason(each, *texts) for each in against[:reasons]),
+        tuple(against[:reasons]),
     )
 
 
@@ -325,9 +326,19 @@ def _parted(
         yield "flipped", {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
 
 
-def _reason(segment: AlignedSegment, chosen: str, rejected: str) -> Reason:
-    texts = chosen[slice(*segment.chosen)], rejected[slice(*segment.rejected)]
-    return Reason(segment.kind, *texts, segment.difference)
+def _words_that_differ(
+    record: Mapping[str, Any], segments: Sequence[AlignedSegment]
+) -> Iterator[Reason]:
+    for sign, name in ((1, "chosen"), (-1, "rejected")):
+        side = record["responses"][name]
+        text = side["response"]
+        units = word_units(text)
+        offsets = [(start, end) for start, end in side["offsets"]]
+        sums = Shares.of(offsets, text, units).sums(torch.tensor(side["rewards"]))
+        differing = [getattr(each, name) for each in segments if each.kind not in _SHARED]
+        for (start, end), reward in zip(units, sums.tolist(), strict=True):
+            if any(first <= start and end <= last for first, last in differing):
+                yield Reason(name, start, end, text[start:end], sign * reward)
 
 
 def _binned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
