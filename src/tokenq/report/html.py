@@ -278,7 +278,7 @@ def _about(name: str) -> dict[str, Any]:
         "name": name,
         "summary": ESTIMATORS[name].summary if name in ESTIMATORS else "",
         "unit": "sd" if name.startswith("standardised") else "β·nats",
-        "spread": name.endswith("words") or name == "word_means",
+        "spread": name.endswith("words"),
     }
 
 
