@@ -8,6 +8,7 @@ EXPERIMENTS = {
     "udrra": "what each objective converges to, and how fast, against the exact target",
     "objectives": "every objective on the same film review pairs, held-out measures",
     "reference": "the reference policy: beta, none, stronger, mismatched",
+    "credit": "what credit says of single tokens, against what people and planted errors say",
     "bmc": "bridged pairs and token weights, with the truth known for every token",
 }
 """Name (also the module in `tokenq.reproduce`) and what it shows."""

@@ -26,7 +26,11 @@ class Finding(TypedDict):
 
 def finding(claim: str, measured: str, differences: Sequence[float]) -> Finding:
     """Judge the expectation that the `differences`, one a seed, are above 0."""
-    value = estimate(differences)
+    return judged(claim, measured, estimate(differences))
+
+
+def judged(claim: str, measured: str, value: Estimate) -> Finding:
+    """Judge the expectation that an estimated difference is above 0."""
     return {"claim": claim, "measured": measured, "value": value, "verdict": _verdict(value)}
 
 

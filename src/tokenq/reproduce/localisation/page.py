@@ -1,0 +1,338 @@
+"""The page of `tokenq reproduce credit`: tables, and what holds and what does not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenq.reproduce.findings import Finding, findings_table, judged
+from tokenq.reproduce.localisation.analysis import ENSEMBLE, PLAIN
+from tokenq.reproduce.localisation.arms import ARMS, DPO, PLANTED_ARMS, SIZE_ARMS
+from tokenq.reproduce.localisation.measures import NEGATIVES, RATE
+from tokenq.reproduce.localisation.reading import (
+    COIN,
+    HEADLINE,
+    REWARD_MODEL,
+    SFT,
+    Row,
+    entry,
+    headline_rows,
+)
+from tokenq.reproduce.localisation.tables import START
+from tokenq.reproduce.statistics import Estimate
+
+_TITLES = {
+    "film": "Film reviews: words with a human valence",
+    "planted": "Package summaries with one planted wrong detail",
+    "summedits": "Summaries edited by people (SummEdits)",
+    "qa": "Long answers with spans marked by people (QA-Feedback)",
+}
+_ABOUT = {
+    "film": "Trained on which of two review sentences people rated higher. Truth: what ten people "
+    "said each word of a lexicon is worth, which training never saw.",
+    "planted": "Trained on which of two one-line summaries of a software package is right; they "
+    "differ in one detail. Truth: where the wrong detail was planted, in packages of other "
+    "sources. The same package's own summary, a paraphrase of it and a harmless edit of it show "
+    "what is flagged without reason.",
+    "summedits": "Trained on original over inconsistently edited summaries of some documents, "
+    "tested on other documents. Truth: the differing characters; consistent edits are negatives.",
+    "qa": "Trained on people's comparisons of whole answers to some questions, tested on answers "
+    "to other questions. Truth: the spans that people marked as wrong, of all kinds.",
+}
+
+
+def page(results: dict[str, Any]) -> str:
+    """Markdown; the part between the markers is shown in the documentation too."""
+    parts = [_what_was_done(results), "<!-- --8<-- [start:measured] -->", _findings(results)]
+    for name, task in results["tasks"].items():
+        parts.append(f"## {_TITLES[name]}\n\n{_ABOUT[name]}")
+        parts += _words_parts(task) if name == "film" else _error_parts(name, task)
+    parts.append("<!-- --8<-- [end:measured] -->")
+    return "\n\n".join(parts)
+
+
+def _what_was_done(results: dict[str, Any]) -> str:
+    known = next(iter(results["settings"].values()))
+    missing = (
+        f" Left out, for want of the data that TOKENQ_DATA names: {', '.join(results['missing'])}."
+        if results["missing"]
+        else ""
+    )
+    return (
+        f"{known['model']}, LoRA on the linear layers of its last {known['layers']} decoder "
+        f"layers, all else frozen; {len(results['seeds'])} seeds, which draw training pairs, their "
+        "order and the first weights. Training sees one label for each pair of whole responses. "
+        "Scores are such that higher means more suspicious: credit enters with its sign turned. "
+        "Tokens without a visible character (the end token, line breaks) are left out of all "
+        "token metrics. The texts are the same for all seeds; a number is the mean over seeds with "
+        f"its 95 % interval by bootstrap ({results['resamples']} resamples) over groups of texts "
+        "(a package's source, a document, a question). It says how the number depends on the texts "
+        "drawn; in round brackets, the least and greatest of the seeds say how it depends on "
+        f"training.{missing}"
+    )
+
+
+# ---- findings ----
+
+
+def _findings(results: dict[str, Any]) -> str:
+    found: list[Finding] = []
+    for name, task in results["tasks"].items():
+        found += _task_findings(name, task)
+    return (
+        "## What holds\n\nAn interval above 0 holds, one below does not, all others are "
+        f"undecided.\n\n{findings_table(found)}"
+    )
+
+
+_LESS_THAN_PLAIN = (
+    ("credit of labels by coin", COIN, PLAIN),
+    ("the surprisal of the untrained model", START, "surprisal"),
+    ("the surprisal of the SFT model", SFT, "surprisal"),
+    ("the surprisal of the DPO policy", DPO.name, "surprisal"),
+    ("the contrast SFT / base", SFT, PLAIN),
+    ("prompt information of the untrained model", START, "prompt information"),
+    ("gradient x input of the log-ratio", DPO.name, "gradient x input"),
+    ("prefix differences of a reward model", REWARD_MODEL, "prefix difference"),
+)
+_MORE_THAN_PLAIN = (
+    ("standardised credit", DPO.name, "standardised"),
+    ("centred credit", DPO.name, "centred"),
+    ("credit averaged over seeds", ENSEMBLE, PLAIN),
+)
+
+
+def _task_findings(name: str, task: dict[str, Any]) -> list[Finding]:
+    measure, _ = HEADLINE["words" if name == "film" else "errors"]
+    plain = entry(task, DPO.name, PLAIN)
+    if plain is None:
+        return []
+    chance = 0.5 if "AUROC" in measure else 0.0
+    edit = "error told from consistent edit, at the edit"
+    own = plain["measures"]
+    expected = [
+        ("plain DPO credit tells more than chance", f"{measure} - {chance:g}", own[measure], chance)
+    ]
+    for other, arm, signal in _LESS_THAN_PLAIN:
+        found = entry(task, arm, signal)
+        if found is not None:
+            less = _turned(found["less plain dpo"][measure])
+            expected.append((f"it tells more than {other}", f"{measure}, difference", less, 0.0))
+    for other, arm, signal in _MORE_THAN_PLAIN:
+        found = entry(task, arm, signal)
+        if found is not None:
+            more = found["less plain dpo"][measure]
+            expected.append((f"{other} tells more than plain", f"{measure}, difference", more, 0.0))
+    if edit in own:
+        claim = "an error is blamed more than a harmless edit"
+        expected.append((claim, "AUROC of edited tokens - 0.5", own[edit], 0.5))
+    return [
+        judged(f"{name}: {claim}", measured, _above(value, threshold))
+        for claim, measured, value, threshold in expected
+        if value["value"] is not None
+    ]
+
+
+def _turned(found: dict[str, Any]) -> dict[str, Any]:
+    """The same difference the other way round."""
+    value, low, high = (
+        None if found[name] is None else -found[name] for name in ("value", "high", "low")
+    )
+    return {**found, "value": value, "low": low, "high": high}
+
+
+def _above(found: dict[str, Any], threshold: float) -> Estimate:
+    low, high = (None if found[end] is None else found[end] - threshold for end in ("low", "high"))
+    mean = found["value"] - threshold
+    return {"mean": mean, "low": low, "high": high, "n": len(found["by_seed"])}
+
+
+# ---- tables ----
+
+
+def _words_parts(task: dict[str, Any]) -> list[str]:
+    columns = ("Spearman", "AUROC", "Spearman, unseen words", "AUROC, unseen words")
+    note = (
+        f"{task['texts']} texts, {task['words']} rated words in {task['places']} places. Spearman: "
+        "of words, mean score over places; AUROC: of places, negative against positive words. "
+        "Unseen: words that are in no training pair of the seed."
+    )
+    return [note, _signal_table(headline_rows(task, "Spearman"), columns), _sizes(task, "Spearman")]
+
+
+def _error_parts(name: str, task: dict[str, Any]) -> list[str]:
+    measure, _ = HEADLINE["errors"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in task["kinds"].items())
+    columns = (measure, "AP within", "AUROC", "AP", "top-1", "F1", "IoU")
+    parts = [
+        f"Texts: {kinds}. *Within*: in each text, then the mean; the others pool the tokens of all "
+        "texts. Top-1: the highest score is on a wrong token. F1 and IoU of flagged tokens at the "
+        "threshold that is best on the other half of the texts.",
+        _signal_table(headline_rows(task, measure), columns),
+        _choice(task),
+        _false_alarms(task),
+        _accuracy(task),
+    ]
+    if name == "planted":
+        parts += [_kinds(task), _sizes(task, measure)]
+    return [part for part in parts if part]
+
+
+def _signal_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The first column is the measure by which the rows are ordered."""
+    measure = columns[0]
+    head = ["signal", *columns, f"{measure}, less plain DPO"]
+    lines = []
+    for row in rows:
+        measures = row.entry["measures"]
+        first, *others = (measures.get(column) for column in columns)
+        less = row.entry.get("less plain dpo", {}).get(measure)
+        title = f"**{row.title}**" if (row.arm, row.signal) == (DPO.name, PLAIN) else row.title
+        lines.append(
+            [
+                title,
+                _interval(first, seeds=True),
+                *(_interval(each) for each in others),
+                _interval(less, sign=True),
+            ]
+        )
+    return _table(head, lines)
+
+
+def _choice(task: dict[str, Any]) -> str:
+    if not task["chosen"]:
+        return ""
+    lines = [
+        [
+            f"half {number}",
+            f"{each['arm']}, {each['signal']}",
+            _interval(each["less plain dpo"], sign=True),
+        ]
+        for number, each in enumerate(task["chosen"], start=1)
+    ]
+    note = (
+        "**A better estimator, chosen without looking.** Of all estimators and all objectives "
+        "trained on the true labels, the one with the best AP within a text on one half of the "
+        "texts, judged on the other half:"
+    )
+    return f"{note}\n\n" + _table(
+        ["judged on", "chosen on the other half", "AP above plain"], lines
+    )
+
+
+def _false_alarms(task: dict[str, Any]) -> str:
+    shown = [
+        ("plain DPO credit", DPO.name, PLAIN),
+        ("standardised DPO credit", DPO.name, "standardised"),
+        ("surprisal, base", START, "surprisal"),
+        ("surprisal, DPO policy", DPO.name, "surprisal"),
+        ("reward model", REWARD_MODEL, "prefix difference"),
+    ]
+    kinds = [kind for kind in NEGATIVES if kind in task["kinds"]]
+    columns = [
+        "detected at 10 %",
+        *(f"false positives, {kind}" for kind in kinds),
+        *(f"error told from {kind}" for kind in kinds),
+        "error told from consistent edit, at the edit",
+    ]
+    lines = []
+    for title, arm, signal in shown:
+        found = entry(task, arm, signal)
+        if found and columns[0] in found["measures"]:
+            lines.append([title, *(_interval(found["measures"].get(name)) for name in columns)])
+    if not lines:
+        return ""
+    note = (
+        "**False alarms.** A threshold that flags something in at most "
+        f"{100 * RATE:g} % of the true texts of one half (split conformal), used on the other "
+        "half: share of texts with anything flagged. Then, without a threshold, the probability "
+        "that the largest score of an erroneous text is above that of a true one; and that a "
+        "token of an error scores above a token of a harmless edit."
+    )
+    return f"{note}\n\n" + _table(["signal", *columns], lines)
+
+
+def _accuracy(task: dict[str, Any]) -> str:
+    arms = [name for name in task["accuracy"] if name in (START, *_arm_names(task))]
+    columns: dict[str, None] = {}
+    for arm in arms:
+        for found in task["accuracy"][arm].values():
+            columns |= dict.fromkeys(found)
+    if not columns:
+        return ""
+    lines = []
+    for arm in arms:
+        for signal, found in task["accuracy"][arm].items():
+            if arm not in (START, DPO.name) and signal == "surprisal":
+                continue
+            title = {PLAIN: "implicit reward", "surprisal": "log-likelihood"}.get(signal, "reward")
+            lines.append([f"{arm}, {title}", *(_interval(found.get(name)) for name in columns)])
+    note = (
+        "**Whole texts, and paraphrases.** Share of erroneous texts that are ranked below the true "
+        "one by the summed score, where the true one is as written, reworded, or harmlessly "
+        "edited. A score that knew the detail would not mind the wording."
+    )
+    return f"{note}\n\n" + _table(["score", *columns], lines)
+
+
+def _kinds(task: dict[str, Any]) -> str:
+    rows = [
+        ("plain DPO credit", DPO.name, PLAIN),
+        ("standardised DPO credit", DPO.name, "standardised"),
+        *((f"{arm.name}, plain", arm.name, PLAIN) for arm in PLANTED_ARMS),
+        ("surprisal, base", START, "surprisal"),
+        ("surprisal, DPO policy", DPO.name, "surprisal"),
+        ("reward model", REWARD_MODEL, "prefix difference"),
+    ]
+    kinds = list(next(iter(next(iter(task["by kind"].values())).values())))
+    lines = []
+    for title, arm, signal in rows:
+        found = task["by kind"].get(arm, {}).get(signal)
+        if found:
+            lines.append([title, *(_interval(found[kind]) for kind in kinds)])
+    note = (
+        "**By kind of error**, AUROC within a text. Runs that saw two kinds only show whether "
+        "credit carries over to kinds that training did not see."
+    )
+    return f"{note}\n\n" + _table(["signal", *kinds], lines)
+
+
+def _sizes(task: dict[str, Any], measure: str) -> str:
+    lines = []
+    for arm in (*SIZE_ARMS, DPO):
+        found = entry(task, arm.name, PLAIN)
+        if found is not None:
+            other = entry(task, arm.name, "standardised")
+            lines.append(
+                [
+                    str(task["pairs"][arm.name]),
+                    _interval(found["measures"][measure], seeds=True),
+                    _interval(other["measures"][measure] if other else None),
+                ]
+            )
+    if len(lines) < 2:
+        return ""
+    return f"**By number of training pairs**, {measure}.\n\n" + _table(
+        ["pairs", "plain DPO credit", "standardised"], lines
+    )
+
+
+def _arm_names(task: dict[str, Any]) -> list[str]:
+    known = {arm.name for arms in ARMS.values() for arm in arms}
+    sizes = {arm.name for arm in SIZE_ARMS}
+    return [name for name in task["pairs"] if name in known - sizes]
+
+
+def _interval(found: dict[str, Any] | None, *, sign: bool = False, seeds: bool = False) -> str:
+    if found is None or found["value"] is None:
+        return ""
+    form = "+.3f" if sign else ".3f"
+    text = format(found["value"], form)
+    if found["low"] is not None:
+        text += f" [{found['low']:{form}}, {found['high']:{form}}]"
+    if seeds and len(set(found["by_seed"])) > 1:
+        text += f" ({min(found['by_seed']):.3f}–{max(found['by_seed']):.3f})"
+    return text
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
