@@ -65,6 +65,7 @@ def test_rows_become_rankings_and_scores_of_credit_are_used_again(
         assert one["places"] == two["places"]
         assert one["scores"] == pytest.approx(two["scores"], abs=1e-4)
     assert not (again / "credit.jsonl").exists()
+    assert json.loads((again / "summary.json").read_text())["policy"] == models[1]
     by_length = tmp_path / "by_length"
     assert main([*reuse[:-1], str(by_length), "--by", "shorter"]) == 0
     assert all(

@@ -15,6 +15,8 @@ Record = dict[str, Any]
 def open_finished(folder: str | Path, rows: Rows | None = None) -> tuple[Path, dict[str, Any]]:
     """The records' file and the settings of a finished `tokenq credit` run over `rows`.
 
+    With the names of its models, where `summary.json` tells them.
+
     rows: None where it does not matter which they were
 
     Raises UserError if there is none, or it is a run over other rows.
@@ -35,6 +37,11 @@ def open_finished(folder: str | Path, rows: Rows | None = None) -> tuple[Path, d
                 f"{folder} was scored over other rows: its {name} is {settings.get(name)!r}, that "
                 f"of {rows.source} is {value!r}; accepted: the same data, split and limit"
             )
+    summary_file = folder / "summary.json"
+    if summary_file.exists():
+        summary = json.loads(summary_file.read_text(encoding="utf-8"))
+        names = {name: summary[name] for name in ("policy", "reference") if name in summary}
+        settings = {**names, **settings}
     return path, settings
 
 
