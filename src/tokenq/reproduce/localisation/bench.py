@@ -65,11 +65,11 @@ class Bench:
     @contextmanager
     def tuned(self, pairs: Sequence[TrainingPair], recipe: Recipe, seed: int) -> Iterator[None]:
         """Tune the model on the chosen responses; inside, that is the model."""
+        start = [weight.detach().clone() for weight in self._upper()]
         with self.trained(SFT, pairs, recipe, seed) as policy:
             policy.merge_adapter()
             tuned = [weight.detach().clone() for weight in self._upper()]
             policy.unmerge_adapter()
-        start = [weight.detach().clone() for weight in self._upper()]
         self._set(tuned)
         try:
             yield

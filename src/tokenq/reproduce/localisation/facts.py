@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -48,6 +48,10 @@ class Reading:
     def responses(self) -> list[list[int]]:
         """Token ids of each text, its end token included."""
         return [each.response_ids for each in self.encoded]
+
+    def after(self, prompt_ids: list[int]) -> "Reading":
+        """The same tokens of the same texts after another prompt."""
+        return Reading([replace(each, prompt_ids=prompt_ids) for each in self.encoded])
 
     @cached_property
     def packs(self) -> list[Pack]:

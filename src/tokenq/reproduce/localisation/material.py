@@ -96,6 +96,12 @@ class Encoder:
             return encode(self.tokenizer, prompt, text)
         return encode(self.tokenizer, prompt, [{"role": "assistant", "content": text}])
 
+    @property
+    def opening(self) -> int:
+        """The token that stands before a text without a prompt: BOS, or EOS where there is none."""
+        first = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if first is None else first)
+
     def rows(self, pairs: Sequence[TrainingPair]) -> datasets.Dataset:
         """Tokenised rows for the trainer, with the tokens that differ between the two sides."""
         return datasets.Dataset.from_list([self._row(pair) for pair in pairs])

@@ -149,8 +149,8 @@ class TaskRunner:
     def _start_facts(self) -> Facts:
         def make() -> Results:
             facts: Facts = read_start(self._bench.model, self._reading)
-            bare = Reading([self._bench.encoder("", each.text) for each in self._tests])
-            facts["logps without prompt"] = _bare_logps(self._bench, bare, self._reading)
+            bare = self._reading.after([self._bench.encoder.opening])
+            facts["logps without prompt"] = read_start(self._bench.model, bare)["logps"]
             facts["gradient x input"] = gradient_input(self._bench.model, self._examined)
             return dict(facts)
 
@@ -214,21 +214,6 @@ class TaskRunner:
             {**item, "signals": dict(own)} for item, own in zip(self._items, signals, strict=True)
         ]
         return {"items": items, "training": dict(training)}
-
-
-def _bare_logps(bench: Bench, bare: Reading, whole: Reading) -> list[list[float]]:
-    """Log-probs of the texts' tokens without their prompt, on the tokens that they have with it.
-
-    Without a template before it, a text's tokens and its end may differ: then the values are
-    projected through characters.
-    """
-    logps = read_start(bench.model, bare)["logps"]
-    rows = []
-    for values, alone, encoded in zip(logps, bare.encoded, whole.encoded, strict=True):
-        if alone.response_ids != encoded.response_ids:
-            raise ValueError("a text's tokens depend on its prompt; their logps cannot be compared")
-        rows.append(values)
-    return rows
 
 
 def _objective(arm: CreditArm) -> str:
