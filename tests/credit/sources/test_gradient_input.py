@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from tokenq.credit.sources import GradientInput
 from tokenq.errors import UserError
+from tokenq.models import forward
 from tokenq.models.pair import Pair, load_pair
 from tokenq.reproduce.frozen_trunk import freeze_trunk
 
@@ -53,6 +54,14 @@ def test_against_plain_autograd(pair: Pair) -> None:
         torch.testing.assert_close(ratio[row].scores, 0.3 * (ours - theirs), atol=1e-4, rtol=1e-4)
         assert ours[:-1].abs().min() > 1e-4
         assert float(alone[row].scores[-1]) == 0
+
+
+def test_models_that_cannot_share_a_prompt_give_the_same(pair: Pair) -> None:
+    shared = GradientInput(pair, token_budget=64).score(PROMPTS, RESPONSES)
+    for model in (pair.policy, pair.reference):
+        model.__dict__[forward._BACKBONE] = forward.row_hidden
+    for ours, theirs in zip(shared, GradientInput(pair).score(PROMPTS, RESPONSES), strict=True):
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-4, rtol=1e-4)
 
 
 def test_a_finite_difference_agrees() -> None:

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenq.credit.sources.language_model import LanguageModel, token_scores
 from tokenq.credit.sources.scores import TokenScores
-from tokenq.data.encoding import EncodedResponse
 from tokenq.data.formats import Messages
 from tokenq.errors import UserError
-from tokenq.models.forward import causal_lm, enable_packed
-from tokenq.models.logps import token_logps
+from tokenq.models.forward import causal_lm, embedding_weight, enable_packed
+from tokenq.models.packing import Pack, pack_trees
 from tokenq.models.pair import Pair
 from tokenq.models.reference import AdapterOff
 
@@ -32,16 +32,17 @@ class GradientInput:
 
     S is the summed log-ratio of policy and reference times beta ("log-ratio"; each model's own
     vectors, both products added) or the policy's summed log-probability ("log-prob"), in nats. One
-    backward pass a response and model. Higher is liked: to first order, S would fall by this much
-    if the vector were taken away.
+    backward pass a model and token budget. Higher is liked: to first order, S would fall by this
+    much if the vector were taken away.
 
     It asks what *reading* a token does to the tokens after it, while a log-ratio asks how the token
     itself was predicted. So the last token, which no later one reads, scores 0, and the sum is not
     S. Simonyan et al. 2013 (gradients); Shrikumar et al. 2017, arXiv 1605.01713 (times the input).
 
-    of:   which S
-    at:   the layer whose output is the input vector, by default the embeddings. A later one for a
-          model whose lower layers let no gradient through
+    of:           which S
+    at:           the layer whose output is the input vector, by default the embeddings. A later one
+                  for a model whose lower layers let no gradient through
+    token_budget: input tokens of one forward and backward, whose activations are all kept
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class GradientInput:
         beta: float = 0.1,
         at: Layer = input_embeddings,
         name: str | None = None,
+        token_budget: int = 512,
     ) -> None:
         if of not in ("log-ratio", "log-prob"):
             raise UserError(f"of is '{of}'; accepted: log-ratio, log-prob")
@@ -60,6 +62,7 @@ class GradientInput:
         self._sides = [(self._policy, 1.0)]
         self._unit = "nats"
         self._at = at
+        self._token_budget = token_budget
         if of == "log-ratio":
             self._sides = [(self._policy, beta), (LanguageModel.reference_of(pair), -beta)]
             self._unit = "beta x nats"
@@ -73,31 +76,68 @@ class GradientInput:
         answer with one vector a token.
         """
         rows = self._policy.encode(prompts, responses, *(model for model, _ in self._sides))
-        scores = [torch.zeros(len(row.response_ids)) for row in rows]
+        ids = [(tuple(row.prompt_ids), tuple(row.response_ids)) for row in rows]
+        # Equal rows would be counted twice in one sum.
+        scores = {row: torch.zeros(len(row[1])) for row in ids}
+        distinct = list(scores)
+        contexts, answers = ([row[side] for row in distinct] for side in (0, 1))
         for model, factor in self._sides:
             with _differentiable(model.model) as active:
-                for total, row in zip(scores, rows, strict=True):
-                    total += factor * self._products(active, row, model.name).cpu()
-        return token_scores(rows, responses, scores, self.name, self._unit)
+                for pack in pack_trees(contexts, answers, self._token_budget):
+                    products = self._products(active, pack, model.name).cpu()
+                    parts = products.split(list(pack.lengths))
+                    for row, part in zip(pack.rows, parts, strict=True):
+                        scores[distinct[row]] += factor * part
+        return token_scores(rows, responses, [scores[row] for row in ids], self.name, self._unit)
 
-    def _products(self, model: nn.Module, row: EncodedResponse, name: str) -> Tensor:
-        """e_t . d(log p)/d e_t of one response under one model: [T], its last entry 0."""
-        with _captured(self._at(causal_lm(model))) as captured:
-            [logps] = token_logps(model, [row.prompt_ids], [row.response_ids])
-        vectors = captured.get("output")
-        width = len(row.prompt_ids) + len(row.response_ids) - 1
-        if vectors is None or vectors.shape[:-1] != (1, width):
+    def _products(self, model: nn.Module, pack: Pack, name: str) -> Tensor:
+        """e_t . d(log p)/d e_t of the tokens [N] of a pack of distinct rows; 0 for each last one.
+
+        No response sees another one, so that the gradient of the sum of all is each one's own.
+        """
+        inner = causal_lm(model)
+        with _captured(self._at(inner)) as vectors:
+            logps = model(packed=pack.to(embedding_weight(inner).device)).logps
+        places = _input_places(pack, [each.shape[:-1] for each in vectors])
+        if places is None:
             raise UserError(f"{self.name}: the layer does not give {name} one vector a token")
-        gradient = None
+        gradients: Sequence[Tensor | None] = [None]
         if logps.requires_grad:
-            [gradient] = torch.autograd.grad(logps.sum(), [vectors], allow_unused=True)
-        if gradient is None:
-            raise UserError(
-                f"{self.name}: no gradient of {name} reaches the layer; accepted: at=, a layer "
-                "above those that run without one"
-            )
-        products = (gradient.float() * vectors.detach().float()).sum(-1)[0, len(row.prompt_ids) :]
-        return torch.cat([products, products.new_zeros(1)])
+            gradients = torch.autograd.grad(logps.sum(), vectors, allow_unused=True)
+        products = []
+        for gradient, vector in zip(gradients, vectors, strict=True):
+            if gradient is None:
+                raise UserError(
+                    f"{self.name}: no gradient of {name} reaches the layer; accepted: at=, a layer "
+                    "above those that run without one"
+                )
+            products.append((gradient.float() * vector.detach().float()).sum(-1)[0])
+        found = torch.cat(products)
+        last = torch.tensor([place is None for place in places], device=found.device)
+        index = torch.tensor([place or 0 for place in places], device=found.device)
+        return found[index].masked_fill(last, 0.0)
+
+
+def _input_places(pack: Pack, shapes: Sequence[tuple[int, ...]]) -> list[int | None] | None:
+    """Where each token of a pack is read among the layer's vectors; None for a last token.
+
+    shapes: of the layer's outputs: one for a whole packed tree, or one for each response that ran
+            by itself. None in all where they are something else.
+    """
+    trees, places = len(pack.input_ids), pack.target_index.tolist()
+    starts = np.cumsum([0, *pack.distinct])[:-1].tolist()
+    found: list[int | None] = []
+    if list(shapes) == [(1, trees)]:
+        for start, length in zip(starts, pack.distinct, strict=True):
+            # The state of a token predicts the one that follows.
+            found += [*places[start + 1 : start + length], None]
+        return found
+    widths = [shape[-1] for shape in shapes]
+    if len(widths) != len(pack.distinct) or any(len(shape) != 2 for shape in shapes):
+        return None
+    for end, length in zip(np.cumsum(widths).tolist(), pack.distinct, strict=True):
+        found += [*range(end - length + 1, end), None]
+    return found
 
 
 @contextmanager
@@ -121,15 +161,15 @@ def _differentiable(model: nn.Module | AdapterOff) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def _captured(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The layer's output, made a leaf of the graph, under `output` once it has run."""
-    found: dict[str, Tensor] = {}
+def _captured(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """The layer's outputs, made leaves of the graph, in the order of its calls."""
+    found: list[Tensor] = []
 
     def replace(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             return output
-        found["output"] = output.detach().requires_grad_()
-        return found["output"]
+        found.append(output.detach().requires_grad_())
+        return found[-1]
 
     handle = layer.register_forward_hook(replace)
     try:
