@@ -127,6 +127,36 @@ def test_scored_data_sets_need_no_model(
     assert calibration.largest == SpanCalibration.load(direct / "calibration.json").largest
 
 
+def test_another_estimator_is_searched_and_stays_with_its_calibration(
+    models: list[str], files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["locate", *models, "--data", files["DATA"], "--rate", "0.3"]
+    centred = ["--good", files["GOOD"], "--estimator", "centred", "--out", str(out)]
+    assert main([*command, *centred]) == 0
+    calibration = SpanCalibration.load(out / "calibration.json")
+    assert calibration.source.estimator == "centred"
+    pair = tokenq.load_pair(models[1], models[3])
+    reading = tokenq.credit(pair, PAIRS[0]["prompt"], PAIRS[0]["rejected"])
+    worst = reading.spans(calibration=calibration, limit=1)[0]
+    [line] = [
+        each
+        for each in lines(out / "spans.jsonl")
+        if (each["row"], each["response"], each["tokens"][0]) == (0, "rejected", worst.first)
+    ]
+    assert line["excess"] == pytest.approx(worst.excess, abs=1e-4)
+    again = ["--calibration", str(out / "calibration.json"), "--out", str(tmp_path / "again")]
+    assert main([*command, *again]) == 0
+    assert (tmp_path / "again/spans.jsonl").read_text() == (out / "spans.jsonl").read_text()
+
+    plain = tmp_path / "scored"
+    assert main(["credit", *models, "--data", files["DATA"], "--out", str(plain)]) == 0
+    held = ["--credit", str(plain), "--calibration", str(out / "calibration.json")]
+    capsys.readouterr()
+    assert main(["locate", "--data", files["DATA"], *held, "--out", str(tmp_path / "o")]) == 2
+    assert "hold no estimator 'centred'; accepted: plain" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("rows", "count"),
     [
@@ -174,6 +204,8 @@ def test_a_calibration_of_other_models_is_refused_before_scoring(
         (["--good", "GOOD", "--rate", "0"], "rate is 0.0; accepted: between 0 and 1"),
         (["--good", "GOOD", "--rate", "0.01"], "34 good responses are too few for a rate of 0.01"),
         (["--good", "GOOD", "--rate", "0.1", "--length_bins", "4"], "36 are needed"),
+        (["--good", "GOOD", "--estimator", "nonsense"], "estimator is 'nonsense'; accepted: plain"),
+        (["--calibration", "c", "--estimator", "plain"], "--estimator is fixed in --calibration"),
         (["--good", "GOOD", "--gap", "-1"], "gap is -1"),
         (["--good", "GOOD", "--tolerance", "-1"], "tolerance is -1.0"),
         (["--good", "GOOD", "--candidates", "-1"], "candidates is -1"),

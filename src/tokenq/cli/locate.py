@@ -4,6 +4,7 @@ import argparse
 import heapq
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _ROWS = "prompts with responses of any kind"
 _GOOD = ("good", "good_credit", "calibration")
+_FITTING = ("tolerance", "gap", "length_bins", "seed")
 
 
 def main(argv: list[str]) -> int:
@@ -37,6 +39,7 @@ def main(argv: list[str]) -> int:
     options, reporting = _check(arguments)
     console = Console(highlight=False)
     calibration = _given_calibration(arguments)
+    options = _with_estimator(options, _estimator(arguments, calibration))
     rows = read_rows(arguments, ("preference", "sft", "unpaired", "ranked"), _ROWS)
     good = None if arguments.good is None else _good_rows(arguments)
     calibration, scored = _score(arguments, rows, good, calibration, options, console)
@@ -80,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
         help="share of good responses in which anything may be flagged",
     )
     finding.add_argument(
+        "--estimator",
+        help="which estimate of token credit is searched: any name of `tokenq credit` (plain)",
+    )
+    finding.add_argument(
         "--tolerance",
         type=float,
         help="blame granted to each token, nats times beta (by default: the mean absolute blame of "
@@ -120,9 +127,8 @@ def _check(arguments: argparse.Namespace) -> tuple["CreditOptions", "LocateOptio
             "--good has yet to be scored, --credit is; accepted: --good_credit or --calibration "
             "beside --credit, or the models"
         )
-    fitting = ("tolerance", "gap", "length_bins", "seed")
     if arguments.calibration is not None:
-        for name in fitting:
+        for name in ("estimator", *_FITTING):
             if getattr(arguments, name) is not None:
                 raise UserError(f"--{name} is fixed in --calibration; accepted: one of them")
     for name in ("page_rows", "show"):
@@ -137,8 +143,18 @@ def _check(arguments: argparse.Namespace) -> tuple["CreditOptions", "LocateOptio
 
 
 def _fit_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("tolerance", "gap", "length_bins", "seed")
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return {name: value for name in _FITTING if (value := getattr(arguments, name)) is not None}
+
+
+def _estimator(arguments: argparse.Namespace, calibration: "SpanCalibration | None") -> str:
+    if calibration is not None:
+        return calibration.source.estimator
+    return arguments.estimator or "plain"
+
+
+def _with_estimator(options: "CreditOptions", name: str) -> "CreditOptions":
+    """The same options, with the estimator kept in the records; UserError if there is none such."""
+    return options if name == "plain" else replace(options, estimators=(name,))
 
 
 def _given_calibration(arguments: argparse.Namespace) -> "SpanCalibration | None":
@@ -151,7 +167,7 @@ def _given_calibration(arguments: argparse.Namespace) -> "SpanCalibration | None
         calibration = SpanCalibration.load(arguments.calibration)
     elif arguments.good_credit is not None:
         path, settings = open_finished(arguments.good_credit)
-        source = source_of_records(settings)
+        source = source_of_records(settings, _estimator(arguments, None))
         calibration = calibrate_records(path, source, **_fit_options(arguments))
     else:
         return None
@@ -202,18 +218,20 @@ def _score(
     if arguments.credit is not None:
         assert calibration is not None
         scored = Scored(*open_finished(arguments.credit, rows))
-        calibration.check_source(source_of_records(scored.settings))
+        estimator = calibration.source.estimator
+        calibration.check_source(source_of_records(scored.settings, estimator))
         return calibration, scored
     check_reference(arguments)
     pair = load_models(arguments, console)
     if calibration is None:
         assert good is not None
         found = score_with(pair, good, arguments.out / "good", options, console)
-        source = source_of_records(found.settings)
+        source = source_of_records(found.settings, _estimator(arguments, None))
         calibration = calibrate_records(found.records, source, **_fit_options(arguments))
         calibration.check_rate(arguments.rate)
     else:
-        calibration.check_source(blame_source(pair, options.beta))
+        estimator = calibration.source.estimator
+        calibration.check_source(blame_source(pair, options.beta, estimator))
     return calibration, score_with(pair, rows, arguments.out, options, console)
 
 
