@@ -1,5 +1,9 @@
 """What a credit tells beside its rewards: entropies, divergences, Q and V, and when it was read."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from small_pairs import random_model, small_pair, small_tokenizer, with_adapter
@@ -186,6 +190,25 @@ def test_to_dict_has_the_facts(credit: Credit) -> None:
     record = credit.to_dict()
     for name in ("entropies", "ref_entropies", "divergences"):
         assert record[name] == pytest.approx(getattr(credit, name).tolist(), abs=1e-6)
+
+
+def test_a_saved_credit_is_read_back(credit: Credit, tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(credit.to_dict(alternatives=1, estimators=("words",))))
+    again = Credit.from_dict(json.loads(path.read_text()))
+    torch.testing.assert_close(again.rewards, credit.rewards, atol=1e-5, rtol=0)
+    words = list(zip(again.words(), credit.words(), strict=True))
+    assert len(words) > 8
+    for ours, theirs in words:
+        assert ours == replace(theirs, reward=ours.reward)
+        assert ours.reward == pytest.approx(theirs.reward, abs=1e-5)
+    unchanged = ("prompt", "response", "beta", "token_ids", "tokens", "offsets", "policy_name")
+    for name in unchanged:
+        assert getattr(again, name) == getattr(credit, name)
+    with pytest.raises(ValueError, match="holds no models"):
+        again.alternatives(0)
+    with pytest.raises(UserError, match="a saved credit lacks 'beta'; accepted: the fields prompt"):
+        Credit.from_dict({"prompt": "", "response": ""})
 
 
 def test_fields_of_different_lengths_are_refused(credit: Credit) -> None:

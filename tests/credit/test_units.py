@@ -196,6 +196,37 @@ def test_parts_add_up_and_lie_where_their_text_is(backend: str, response: str) -
     assert end.reward == pytest.approx(float(credit.rewards[end.first :].sum()), abs=1e-6)
 
 
+KNOWN = st.lists(
+    st.sampled_from(
+        ["the", " cat", " sat", " 日本語", " naïve", " café", " Paris", ".", "?", " and the mat"]
+    ),
+    min_size=1,
+    max_size=10,
+).map("".join)
+
+
+@quick
+@given(KNOWN)
+@pytest.mark.parametrize("backend", ["unigram", "wordpiece"])
+def test_word_sums_equal_those_over_the_pieces_of_tokens(backend: str, response: str) -> None:
+    """Text of which the tokenizer knows every character: the pieces say which ones they hold."""
+    credit = credit_of(backend, response)
+    names = tokenizer_of(backend).convert_ids_to_tokens(list(credit.token_ids[:-1]))
+    assert "<unk>" not in names
+    visible = [at for at, character in enumerate(response) if not character.isspace()]
+    owner = [unit for unit, (a, b) in enumerate(word_units(response)) for _ in range(a, b)]
+    expected: dict[int, float] = defaultdict(float)
+    for name, reward in zip(names, credit.rewards.tolist(), strict=False):
+        size = len(name.removeprefix("▁").removeprefix("##"))
+        held, visible = visible[:size], visible[size:]
+        # A blank by itself belongs to the word that follows.
+        for at in held or visible[:1]:
+            expected[owner[at]] += reward / max(size, 1)
+    assert not visible
+    found = [span.reward for span in credit.words() if span.text]
+    assert found == pytest.approx([expected[unit] for unit in sorted(expected)], abs=1e-6)
+
+
 def test_words_by_hand() -> None:
     credit = credit_of("byte_level", "ok ")
     offsets = ((0, 1), (1, 6), (6, 8), (7, 9), (9, 9))

@@ -1,7 +1,7 @@
 """`Credit`: one response, token by token."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,9 +29,15 @@ from tokenq.credit.vocabulary import Alternative, StateFacts, VocabularyReader
 from tokenq.data.formats import Messages
 from tokenq.data.steps import compile_step_pattern, step_starts
 from tokenq.data.turns import OTHERS
+from tokenq.errors import UserError
 
 _DECIMALS = 6
 _PLAUSIBLE = 0.01
+_SAVED = (
+    *("prompt", "response", "beta", "token_ids", "tokens", "offsets", "logps", "ref_logps"),
+    *("policy", "reference"),
+)
+"""Fields of :meth:`Credit.to_dict` that a credit is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,6 +316,37 @@ class Credit:
         names = {"policy": self.policy_name, "reference": self.reference_name, "beta": self.beta}
         record = self.response_record(listed, estimators)
         return {**names, "prompt": self.prompt, **record}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Credit":
+        """Read back what :meth:`to_dict` wrote; other fields are left aside.
+
+        A response of a scored data set lacks what it shares with its row and run: give
+        `{**record["responses"]["chosen"], "prompt": ..., "beta": ..., "policy": ..., "reference":
+        ...}`. Numbers have the digits of the file. Without its models it tells no alternatives,
+        and without what they say of each state no entropies and divergences.
+
+        Raises UserError for a field that is missing, ValueError for fields of different lengths.
+        """
+        missing = [name for name in _SAVED if name not in record]
+        if missing:
+            raise UserError(
+                f"a saved credit lacks '{missing[0]}'; accepted: the fields {', '.join(_SAVED)}"
+            )
+        turns = record.get("turn_numbers")
+        return cls(
+            prompt=record["prompt"],
+            response=record["response"],
+            beta=record["beta"],
+            token_ids=tuple(record["token_ids"]),
+            tokens=tuple(record["tokens"]),
+            offsets=tuple((start, end) for start, end in record["offsets"]),
+            logps=torch.tensor(record["logps"], dtype=torch.float32),
+            ref_logps=torch.tensor(record["ref_logps"], dtype=torch.float32),
+            policy_name=record["policy"],
+            reference_name=record["reference"],
+            turn_numbers=None if turns is None else tuple(turns),
+        )
 
     def response_record(
         self,
