@@ -176,4 +176,21 @@ def test_what_is_kept_beside_the_rewards(
 
     single = ["--prompt", "Review:", "--response", " A dull mess.", "--estimator", "centred"]
     assert main(["credit", *models, *single]) == 0
-    assert "prefix value" in capsys.readouterr().out
+    assert "centred" in capsys.readouterr().out
+
+
+def test_columns_for_training_hold_the_credit_of_an_estimator(
+    models: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["credit", *models, "--data", str(data), "--out", str(out), "--show", "0"]
+    assert main([*command, "--columns", "centred"]) == 0
+    assert "columns.parquet: 4 rows" in capsys.readouterr().out
+    records = [json.loads(line) for line in (out / "credit.jsonl").read_text().splitlines()]
+    for row, record in zip(
+        parquet.read_table(out / "columns.parquet").to_pylist(), records, strict=True
+    ):
+        for name, side in record["responses"].items():
+            assert row[f"{name}_ids"] == side["token_ids"]
+            expected = side["estimates"]["centred"]
+            assert row[f"{name}_rewards"] == pytest.approx(expected, abs=1e-6)

@@ -61,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
         "--parquet", action="store_true", help="also write OUT/credit.parquet, one row a response"
     )
     data.add_argument(
+        "--columns",
+        nargs="?",
+        const="plain",
+        metavar="ESTIMATOR",
+        help="also write OUT/columns.parquet: the rows as token ids with their credit, for "
+        "objectives that weigh tokens (plain without a name)",
+    )
+    data.add_argument(
         "--skip_bad_rows",
         "--skip-bad-rows",
         action="store_true",
@@ -148,6 +156,8 @@ def _credit_rows(arguments: argparse.Namespace) -> None:
     run = _score(pair, rows, arguments.out, options, processes, console)
     if processes.is_main:
         _write(run, rows, arguments, time.perf_counter() - started)
+        if arguments.columns is not None:
+            _write_columns(run, rows, pair, arguments, console)
         _show(run, arguments, console)
     processes.leave()
 
@@ -187,8 +197,16 @@ def _options(arguments: argparse.Namespace) -> "CreditOptions":
         token_budget=arguments.token_budget,
         skip_bad_rows=arguments.skip_bad_rows,
         facts=arguments.facts,
-        estimators=tuple(dict.fromkeys(arguments.estimator)),
+        estimators=_estimators(arguments),
     )
+
+
+def _estimators(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Those asked for, and the one whose credit becomes columns."""
+    names = list(arguments.estimator)
+    if arguments.columns not in (None, "plain"):
+        names.append(arguments.columns)
+    return tuple(dict.fromkeys(names))
 
 
 def _score(
@@ -246,6 +264,22 @@ def _write(run: "CreditRun", rows: "Rows", arguments: argparse.Namespace, second
     write_text(arguments.out / "summary.json", json.dumps(report, indent=2) + "\n")
 
 
+def _write_columns(
+    run: "CreditRun",
+    rows: "Rows",
+    pair: "Pair",
+    arguments: argparse.Namespace,
+    console: Console,
+) -> None:
+    from tokenq.credit.columns import write_columns
+
+    path = arguments.out / "columns.parquet"
+    report = write_columns(rows, pair.tokenizer, run.records(), path, estimator=arguments.columns)
+    console.print(f"{path}: {report.rows} rows", markup=False, soft_wrap=True)
+    for reason, count in report.left_out.items():
+        console.print(f"{count} left out: {reason}", markup=False)
+
+
 def _show(run: "CreditRun", arguments: argparse.Namespace, console: Console) -> None:
     from tokenq.report.terminal import show_rows
 
@@ -261,4 +295,6 @@ def _show(run: "CreditRun", arguments: argparse.Namespace, console: Console) -> 
     console.print()
     for reason, count in summary.skipped.items():
         console.print(f"{count} skipped: {reason}", markup=False)
+    if summary.form.warning is not None:
+        console.print(summary.form.warning, markup=False, style="yellow")
     console.print(f"page: {arguments.out / 'index.html'}", markup=False, soft_wrap=True)

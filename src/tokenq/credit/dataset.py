@@ -9,11 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from tokenq.credit.alignment import aligned_segments
 from tokenq.credit.answers import Answer, read_answer
 from tokenq.credit.api import assemble
+from tokenq.credit.columns import named_responses, write_columns
 from tokenq.credit.estimators import estimator
 from tokenq.credit.journal import Journal, read_records
 from tokenq.credit.processes import ALONE, Processes, Share
@@ -30,6 +33,7 @@ from tokenq.models.packing import Ids
 from tokenq.models.pair import Pair, context_length, reference_of
 from tokenq.models.reference import scoring
 from tokenq.models.reference_cache import ReferenceCache
+from tokenq.storage import cache_dir
 
 FACTS = ("entropies", "ref_entropies", "divergences")
 """What `CreditOptions.facts` adds to a response's record: [T] each, nats, beta not included."""
@@ -99,6 +103,19 @@ class CreditRun:
     def records(self) -> Iterator[dict[str, Any]]:
         """The scored rows, one at a time; rows that were left out are not among them."""
         return (record for record in read_records(self.path) if "responses" in record)
+
+    def columns(
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, *, estimator: str = "plain"
+    ) -> datasets.Dataset:
+        """The rows with their token credit in columns that SePO and TGDPO read (`write_columns`).
+
+        They are written to `columns.parquet` beside the records.
+        """
+        path = self.path.with_name("columns.parquet")
+        write_columns(rows, tokenizer, self.records(), path, estimator=estimator)
+        dataset = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_dir("columns")))
+        assert isinstance(dataset, datasets.Dataset)
+        return dataset
 
 
 @dataclass(frozen=True)
@@ -189,15 +206,6 @@ def run_settings(
         "facts": options.facts,
         "estimators": list(options.estimators),
     }
-
-
-def named_responses(kind: Kind, row: dict[str, Any]) -> dict[str, str | Messages]:
-    """The responses of a normalised row by name, from the best down."""
-    if kind == "preference":
-        return {"chosen": row["chosen"], "rejected": row["rejected"]}
-    if kind == "ranked":
-        return {str(place): each for place, each in enumerate(row["completions"], start=1)}
-    return {"completion": row["completion"]}
 
 
 def _jobs(

@@ -99,7 +99,8 @@ def _response(name: str, side: dict[str, Any], scale: float) -> Group:
 def _token_table(record: dict[str, Any], scale: float) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("token")
-    for name in ("log π", "log π ref", "reward", "prefix value"):
+    estimates = record.get("estimates", {})
+    for name in ("log π", "log π ref", "reward", "prefix value", *estimates):
         table.add_column(name, justify="right")
     if "alternatives" in record:
         table.add_column("best alternatives (reward)")
@@ -110,6 +111,7 @@ def _token_table(record: dict[str, Any], scale: float) -> Table:
             Text(visible(token), token_style(reward, scale)),
             *(Text(f"{number:.3f}") for number in (logp, ref_logp)),
             *(Text(f"{number:+.3f}") for number in (reward, value)),
+            *(Text(f"{estimate[i]:+.3f}") for estimate in estimates.values()),
         ]
         if "alternatives" in record:
             best = (
