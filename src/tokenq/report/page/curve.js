@@ -4,9 +4,9 @@ function plot(figure, sides) {
   // Numbers of whole words do not add up along the text.
   const summed = aboutEstimator(state.estimator).spread ? PLAIN : state.estimator;
   const paths = sides.map((side) => valuesOf(rewardsOf(side, summed)));
-  const longest = Math.max(...sides.map((side) => side.count));
+  const longest = largest(sides.map((side) => side.count), 1);
   const all = paths.flat();
-  let low = Math.min(...all), high = Math.max(...all);
+  let low = smallest(all, 0), high = largest(all, 0);
   if (high - low < 1e-9) { low -= 1; high += 1; }
   const width = Math.max(240, figure.clientWidth - 32), height = 150;
   const left = 46, right = 58, top = 12, bottom = 20;

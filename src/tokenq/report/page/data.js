@@ -11,12 +11,12 @@ const rows = data.rows.map((row, order) => ({
   ordered: "margin" in row,
   length: row.sides.reduce((sum, side) => sum + side.length, 0),
   worst: row.sides.map((side) => side.worst).reduce((a, b) => (b[1] < a[1] ? b : a)),
-  smallestP: Math.min(Infinity, ...row.sides.flatMap((side) => (side.spans || []).map((span) => span.p ?? Infinity))),
+  smallestP: smallest(row.sides.flatMap((side) => (side.spans || []).map((span) => span.p ?? Infinity)), Infinity),
   marked: row.sides.some((side) => (side.spans || []).some((span) => span.flagged)),
 }));
 const anyOrder = rows.some((row) => row.ordered);
 const anySpans = rows.some((row) => row.sides.some((side) => side.spans));
-const marginScale = Math.max(1e-9, ...rows.map((row) => Math.abs(row.margin || 0)));
+const marginScale = largest(rows.map((row) => Math.abs(row.margin || 0)), 1e-9);
 const estimators = data.estimators.map((about) => about.name);
 const aboutEstimator = (name) => data.estimators.find((about) => about.name === name);
 

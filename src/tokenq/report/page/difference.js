@@ -15,7 +15,7 @@ function differenceLines(row) {
 }
 
 function differenceNode(row, sides) {
-  const lines = differenceLines(row), widest = Math.max(1e-9, ...lines.map((line) => Math.abs(line.difference)));
+  const lines = differenceLines(row), widest = largest(lines.map((line) => Math.abs(line.difference)), 1e-9);
   const ours = row.pair.map((index) => sides[index]);
   const body = make("tbody");
   const table = make("table", "", make("caption", "", "Where the margin comes from"),

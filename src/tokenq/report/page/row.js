@@ -95,7 +95,7 @@ function fill(text, side, number, scale) {
     if (between) text.append(paint(make("span", /\S/.test(between) ? "mark" : ""), between));
   };
   // What a length limit cut away is not text that tokens passed over.
-  const last = side.cut ? Math.max(0, ...side.ends) : side.text.length;
+  const last = side.cut ? largest(side.ends, 0) : side.text.length;
   for (const unit of drawn[number]) {
     const end = Math.max(written, unit.outside ? Math.min(unit.start, last) : unit.start);
     plain(end);

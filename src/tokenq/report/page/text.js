@@ -26,6 +26,10 @@ function choices(select, options, chosen) {
   }
 }
 
+// Of lists of any length: too many arguments of a call are an error.
+const largest = (numbers, least) => numbers.reduce((a, b) => Math.max(a, b), least);
+const smallest = (numbers, most) => numbers.reduce((a, b) => Math.min(a, b), most);
+
 const signed = (x, digits = 3) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
 const minus = (x) => (x < 0 ? "−" : "") + Math.abs(x).toFixed(3);
 const signClass = (x) => (x < 0 ? "minus" : "plus");
