@@ -11,6 +11,7 @@ from tokenq.credit.sources import (
     Contrast,
     DiscriminativePolicy,
     Entropy,
+    Estimated,
     ImplicitReward,
     LanguageModel,
     Length,
@@ -68,6 +69,18 @@ def test_implicit_reward_is_credit(pair: Pair) -> None:
         torch.testing.assert_close(scores.scores, credit.rewards, atol=1e-5, rtol=0)
         assert scores.offsets == credit.offsets
     assert found[0].higher == "liked"
+
+
+def test_estimated_is_the_estimate_of_credit() -> None:
+    pair = small_pair()
+    for name in ("plain", "centred", "words", "standardised"):
+        found = Estimated(pair, name, beta=0.3).score(PROMPTS, RESPONSES)
+        for row, scores in enumerate(found):
+            expected = tokenq.credit(pair, PROMPTS[row], RESPONSES[row], beta=0.3).estimate(name)
+            torch.testing.assert_close(scores.scores, expected.float(), atol=1e-5, rtol=0)
+            assert scores.additive == (name in ("plain", "centred"))
+    with pytest.raises(UserError, match="estimator is 'best'"):
+        Estimated(pair, "best")
 
 
 def test_surprisal_and_entropy(pair: Pair) -> None:
@@ -278,6 +291,7 @@ def every_source(pair: Pair) -> list:  # type: ignore[type-arg]
     policy = LanguageModel.policy_of(pair)
     return [
         ImplicitReward(pair),
+        Estimated(pair, "centred"),
         Oracle(ImplicitReward(pair), pair.tokenizer),
         Surprisal(policy),
         Entropy(policy),

@@ -15,7 +15,7 @@ from tokenq.credit.sources.controls import (
 )
 from tokenq.credit.sources.discriminative_policy import DiscriminativePolicy
 from tokenq.credit.sources.gradient_input import GradientInput, input_embeddings
-from tokenq.credit.sources.implicit_reward import ImplicitReward, Oracle
+from tokenq.credit.sources.implicit_reward import Estimated, ImplicitReward, Oracle
 from tokenq.credit.sources.language_model import LanguageModel, shared_forwards
 from tokenq.credit.sources.outcome_model import (
     OutcomeEncoder,
@@ -32,6 +32,7 @@ __all__ = [
     "Contrast",
     "DiscriminativePolicy",
     "Entropy",
+    "Estimated",
     "GradientInput",
     "ImplicitReward",
     "LanguageModel",

@@ -5,11 +5,18 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from tokenq.credit.sources.language_model import LanguageModel, encoded_rows, token_scores
+from tokenq.credit.api import credit
+from tokenq.credit.estimators import estimator as estimator_of
+from tokenq.credit.sources.language_model import (
+    LanguageModel,
+    encoded_rows,
+    text_of,
+    token_scores,
+)
 from tokenq.credit.sources.projection import project
 from tokenq.credit.sources.scores import RowError, TokenScores, TokenSource
 from tokenq.data.formats import Messages
-from tokenq.models.pair import Pair
+from tokenq.models.pair import Pair, context_length, reference_of
 
 
 class ImplicitReward:
@@ -37,6 +44,51 @@ class ImplicitReward:
         both = zip(self._policy.predict(rows), self._reference.predict(rows), strict=True)
         rewards = [self._beta * (ours.logps - theirs.logps) for ours, theirs in both]
         return token_scores(rows, responses, rewards, self.name, "beta x nats")
+
+
+class Estimated:
+    """An estimator of token credit (:data:`ESTIMATORS`) as a source, one response at a time.
+
+    beta: the KL penalty that the policy was trained with
+
+    Raises UserError for an unknown estimator and for a pair without a reference.
+    """
+
+    def __init__(
+        self, pair: Pair, estimator: str, beta: float = 0.1, name: str | None = None
+    ) -> None:
+        known = estimator_of(estimator)
+        reference_of(pair)
+        self.name = name or f"implicit reward, {known.name}"
+        self._pair = pair
+        self._beta = beta
+        self._estimator = known
+        # What is already one number a word, or a number of deviations, does not add up.
+        self._additive = not known.name.endswith("_words") and known.name not in (
+            "words",
+            "standardised",
+        )
+
+    def score(
+        self, prompts: Sequence[str | Messages], responses: Sequence[str | Messages]
+    ) -> list[TokenScores]:
+        """Score responses (see :class:`TokenSource`). Unit: beta times nats, or deviations."""
+        encoded_rows(self._pair.tokenizer, prompts, responses, context_length(self._pair))
+        unit = "deviations" if self._estimator.name.startswith("standardised") else "beta x nats"
+        found = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            read = credit(self._pair, prompt, response, self._beta)
+            found.append(
+                TokenScores(
+                    text=text_of(response),
+                    offsets=tuple(read.offsets),
+                    scores=self._estimator.read(read).detach().float().cpu(),
+                    name=self.name,
+                    unit=unit,
+                    additive=self._additive,
+                )
+            )
+        return found
 
 
 class Oracle:
