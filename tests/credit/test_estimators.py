@@ -111,12 +111,13 @@ def test_means_and_spread_over_the_vocabulary(credit: Credit) -> None:
 
 
 def test_estimates_by_hand() -> None:
-    rewards = torch.tensor([0.5, -1.0])
-    divergences, variances = torch.tensor([2.0, 0.25]), torch.tensor([4.0, 0.0])
+    rewards, divergences = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25])
     assert centred(rewards, divergences, 0.5).tolist() == [1.5, -0.875]
     assert policy_centred(rewards, divergences, 0.5).tolist() == [-0.5, -1.125]
-    # 1.5 in deviations of 0.5 * 2; models that do not differ in a state say nothing there.
-    assert standardised(rewards, divergences, variances, 0.5).tolist() == [1.5, 0.0]
+    # 1.5 in deviations of 0.5 * 2; models that differ by rounding in a state say nothing there.
+    for nothing in (0.0, 1e-11):
+        variances = torch.tensor([4.0, nothing])
+        assert standardised(rewards, divergences, variances, 0.5).tolist() == [1.5, 0.0]
     logps, ref_logps = torch.tensor([-1.0]), torch.tensor([-3.0])
     assert partly_referenced(logps, ref_logps, 0.5, 1.0).tolist() == [1.0]
     assert partly_referenced(logps, ref_logps, 0.5, 0.0).tolist() == [-0.5]

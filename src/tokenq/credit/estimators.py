@@ -19,8 +19,8 @@ from tokenq.errors import UserError
 if TYPE_CHECKING:
     from tokenq.credit.result import Credit
 
-_FLOOR = 1e-12
-"""Nats squared: log-ratios that vary less than this under the reference are all the same."""
+_ROUNDING = 1e-10
+"""Nats squared: log-ratios in single precision vary by less than this where models are equal."""
 
 
 def centred(rewards: Tensor, divergences: Tensor, beta: float) -> Tensor:
@@ -62,7 +62,7 @@ def standardised(rewards: Tensor, divergences: Tensor, variances: Tensor, beta: 
     """
     deviations = beta * variances.clamp_min(0).sqrt()
     scores = centred(rewards, divergences, beta) / deviations
-    return scores.where(variances > _FLOOR, torch.zeros_like(scores))
+    return scores.where(variances > _ROUNDING, torch.zeros_like(scores))
 
 
 def partly_referenced(logps: Tensor, ref_logps: Tensor, beta: float, weight: float) -> Tensor:
@@ -96,8 +96,8 @@ def word_means(values: Tensor, offsets: Sequence[Characters], text: str) -> Tens
     A token without characters keeps its own value.
     """
     shares = Shares.of(offsets, text, word_units(text))
-    # A unit without tokens has the sum 0 as well.
-    means = shares.sums(values) / shares.sizes().clamp_min(_FLOOR)
+    sizes = shares.sizes()
+    means = shares.sums(values) / sizes.where(sizes > 0, torch.ones_like(sizes))
     return _with_bare(shares, shares.of_units(means), values)
 
 
