@@ -20,6 +20,7 @@ COMMANDS = {
     "rank": "put the responses of each prompt in the order of their implicit reward",
     "clean": "find the pairs whose label a trained model disputes, and the words why",
     "locate": "find error spans in responses, at a stated rate of false alarms",
+    "compare": "put credit beside surprisal, entropy, position and reward models, token by token",
     "eval": "pair accuracy, margins and calibration on preference data",
     "reproduce": "one published claim re-run: its figure and table, with confidence intervals",
     "doctor": "what is installed, which devices there are, which features are on",

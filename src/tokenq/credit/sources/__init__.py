@@ -13,6 +13,7 @@ from tokenq.credit.sources.controls import (
     PromptInformation,
     Surprisal,
 )
+from tokenq.credit.sources.dataset import Agreement, compare_dataset
 from tokenq.credit.sources.discriminative_policy import DiscriminativePolicy
 from tokenq.credit.sources.gradient_input import GradientInput, input_embeddings
 from tokenq.credit.sources.implicit_reward import Estimated, ImplicitReward, Oracle
@@ -27,6 +28,7 @@ from tokenq.credit.sources.projection import on_spans, project
 from tokenq.credit.sources.scores import RowError, TokenScores, TokenSource
 
 __all__ = [
+    "Agreement",
     "Aligned",
     "Comparison",
     "Contrast",
@@ -47,6 +49,7 @@ __all__ = [
     "TokenScores",
     "TokenSource",
     "compare",
+    "compare_dataset",
     "continues_text",
     "input_embeddings",
     "on_spans",
