@@ -308,15 +308,19 @@ def _write_page(
 ) -> None:
     from tokenq.report.html import PageHead, write_page
 
-    source = calibration.source
+    source, found = calibration.source, summary.scored
     head = PageHead(
         policy=scored.settings.get("policy") or source.policy or source.policy_hash,
         reference=scored.settings.get("reference") or source.reference or source.reference_hash,
         beta=source.beta,
         data=rows.source,
-        rows=summary.rows,
-        tokens=summary.tokens,
-        skipped=sum(summary.skipped.values()) + rows.rejected,
+        accuracy=found.accuracy,
+        mean_margin=found.margins.value,
+        ordered=found.margins.count,
+        rows=found.rows,
+        tokens=found.tokens,
+        skipped=sum(found.skipped.values()) + rows.rejected,
+        format=found.form.to_dict(),
     )
     records = (each for each in _located(scored, calibration, reporting) if "responses" in each)
     write_page(arguments.out / "index.html", records, head, page_rows=arguments.page_rows)
@@ -353,6 +357,6 @@ def _show(
             f"{100 * low:.1f} to {100 * high:.1f}% (95%)",
             markup=False,
         )
-    for reason, skipped in summary.skipped.items():
+    for reason, skipped in summary.scored.skipped.items():
         console.print(f"{skipped} skipped: {reason}", markup=False)
     console.print(f"page: {arguments.out / 'index.html'}", markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from tokenq.credit.calibration import (
     text_blames,
 )
 from tokenq.credit.journal import read_records
+from tokenq.credit.summary import Summary
 from tokenq.data.loading import Rows
 from tokenq.errors import UserError
 
@@ -153,42 +154,30 @@ def span_lines(record: Record) -> Iterator[dict[str, Any]]:
 class LocateSummary:
     """Counts over rows with spans.
 
+    scored:             what the same rows say without their spans
     responses, flagged: by the response's name, how many there are and in how many of them anything
                         is flagged
     spans:              flagged spans
-    skipped:            rows left out, by reason
-    truncated:          responses that lost their end to the length limit
     """
 
+    scored: Summary = field(default_factory=Summary)
     responses: dict[str, int] = field(default_factory=dict)
     flagged: dict[str, int] = field(default_factory=dict)
     spans: int = 0
-    tokens: int = 0
-    rows: int = 0
-    truncated: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
         """Count one record with spans, or one that was left out."""
-        if "skipped" in record:
-            self.skipped[record["skipped"]] = self.skipped.get(record["skipped"], 0) + 1
-            return
-        self.rows += 1
-        for name, side in record["responses"].items():
+        self.scored.add(record)
+        for name, side in record.get("responses", {}).items():
             flagged = sum(span["flagged"] for span in side["spans"])
             self.responses[name] = self.responses.get(name, 0) + 1
             self.flagged[name] = self.flagged.get(name, 0) + (flagged > 0)
             self.spans += flagged
-            self.tokens += len(side["token_ids"])
-            self.truncated += side["tokens_cut"] > 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
         return {
-            "rows": self.rows,
-            "skipped": self.skipped,
-            "tokens": self.tokens,
-            "truncated": self.truncated,
+            **self.scored.to_dict(),
             "responses": self.responses,
             "flagged_responses": self.flagged,
             "flagged_spans": self.spans,
