@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tokenq.credit.answers import read_answer
+from tokenq.credit.answers import Answer, read_answer
 from tokenq.credit.result import Credit, token_texts
 from tokenq.credit.vocabulary import StateFacts, VocabularyReader, token_text
-from tokenq.data.encoding import EncodedResponse
 from tokenq.data.formats import Messages
 from tokenq.errors import UserError
 from tokenq.models.pair import Pair, context_length, reference_of
@@ -42,44 +41,30 @@ def credit(
         )
     reader = VocabularyReader(pair, encoded.prompt_ids, encoded.response_ids)
     facts = reader.facts
-    return assemble(
-        pair,
-        prompt,
-        answer.text,
-        encoded,
-        (facts.logps, facts.ref_logps),
-        beta,
-        reader,
-        facts=facts,
-        turn_numbers=answer.turns,
-    )
+    scores = facts.logps, facts.ref_logps
+    return assemble(pair, prompt, answer, scores, beta, facts=facts, vocabulary=reader)
 
 
 def assemble(
     pair: Pair,
     prompt: str | Messages,
-    response: str | Messages,
-    encoded: EncodedResponse,
+    answer: Answer,
     scores: Sequence[Tensor],
     beta: float,
-    vocabulary: VocabularyReader | None,
     *,
     facts: StateFacts | None = None,
-    turn_numbers: tuple[int, ...] | None = None,
+    vocabulary: VocabularyReader | None = None,
 ) -> Credit:
-    """Join a response's text and its `scores` (log-probs under policy and reference, [T] each).
-
-    facts, turn_numbers: as in `Credit`
-    """
-    text = response if isinstance(response, str) else response[-1]["content"]
+    """Join an answer and its `scores` (log-probs under policy and reference, [T] each)."""
+    encoded = answer.encoded
     names = [token_text(pair.tokenizer, token) for token in encoded.response_ids]
     logps, ref_logps = (each.detach().cpu() for each in scores)
     return Credit(
         prompt=prompt,
-        response=text,
+        response=answer.text,
         beta=beta,
         token_ids=tuple(encoded.response_ids),
-        tokens=token_texts(text, encoded.offsets, names),
+        tokens=token_texts(answer.text, encoded.offsets, names),
         offsets=tuple(encoded.offsets),
         logps=logps,
         ref_logps=ref_logps,
@@ -87,5 +72,5 @@ def assemble(
         reference_name=pair.reference_name or "the reference",
         vocabulary=vocabulary,
         facts=facts,
-        turn_numbers=turn_numbers,
+        turn_numbers=answer.turns,
     )

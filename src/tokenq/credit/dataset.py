@@ -349,17 +349,8 @@ def _record(
     credits: list[Credit] = []
     for name, answer in job.answers.items():
         scores = next(scored)
-        credit = assemble(
-            pair,
-            job.prompt,
-            answer.text,
-            answer.encoded,
-            (scores.logps, scores.ref_logps),
-            options.beta,
-            None,
-            facts=scores.facts,
-            turn_numbers=answer.turns,
-        )
+        both = scores.logps, scores.ref_logps
+        credit = assemble(pair, job.prompt, answer, both, options.beta, facts=scores.facts)
         credits.append(credit)
         record["responses"][name] = _side(credit, scores, options) | {"tokens_cut": job.cut[name]}
     ranks = job.extra.get("ranks", range(len(credits)))
