@@ -27,6 +27,7 @@ from tokenq.credit.estimators import (
 from tokenq.credit.format_tokens import FormatShare
 from tokenq.credit.gauge import Gauge, SoftValues
 from tokenq.credit.pairs import PairCredit, credit_pair
+from tokenq.credit.processes import Processes, join_processes
 from tokenq.credit.ranking import RankedResponse, rank, rank_dataset
 from tokenq.credit.result import Credit
 from tokenq.credit.segments import Span
@@ -45,6 +46,7 @@ __all__ = [
     "Gauge",
     "LabelNoise",
     "PairCredit",
+    "Processes",
     "RankedResponse",
     "SoftValues",
     "Span",
@@ -62,6 +64,7 @@ __all__ = [
     "credit_pair",
     "estimator",
     "fit_label_noise",
+    "join_processes",
     "rank",
     "rank_dataset",
     "sentence_units",
