@@ -42,7 +42,7 @@ def test_rows_become_rankings_and_scores_of_credit_are_used_again(
     assert "row 0" in printed
     assert "row 1" not in printed
     assert "4 prompts, 12 responses, by implicit_reward" in printed
-    assert "pairs as in the data" not in printed
+    assert "as in the data" not in printed
     ranked = lines(out / "ranked.jsonl")
     assert [line["row"] for line in ranked] == [0, 1, 2, 3]
     assert len(lines(out / "best.jsonl")) == 8
@@ -79,7 +79,7 @@ def test_an_order_that_came_with_the_data_is_compared(
     data.write_text("".join(json.dumps({**row, "scores": [1, 0, 2]}) + "\n" for row in ROWS))
     out = tmp_path / "out"
     assert main(["rank", *models, "--data", str(data), "--out", str(out), "--show", "0"]) == 0
-    assert "pairs as in the data" in capsys.readouterr().out
+    assert "as in the data" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
     assert summary["agreement"]["implicit_reward"]["pairs"] == 12
 

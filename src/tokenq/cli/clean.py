@@ -17,6 +17,7 @@ from tokenq.cli.scoring import (
     add_scoring_arguments,
     check_scoring,
     read_rows,
+    row_progress,
     score_rows,
 )
 from tokenq.errors import UserError
@@ -42,7 +43,10 @@ def main(argv: list[str]) -> int:
     from tokenq.credit.cleaning import clean_dataset
 
     settings = {name: getattr(arguments, name) for name in ("threshold", "flip")}
-    summary = clean_dataset(rows, scored.records, arguments.out, **settings)
+    with row_progress("Judging labels", rows, console) as advance:
+        summary = clean_dataset(
+            rows, scored.records, arguments.out, **settings, on_progress=advance
+        )
     memorised = summary.memorised(_trained_on(scored, arguments.data))
     report = {
         **scored.settings,

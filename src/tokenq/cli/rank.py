@@ -12,7 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenq.cli.arguments import CommandParser
-from tokenq.cli.scoring import add_scoring_arguments, check_scoring, read_rows, score_rows
+from tokenq.cli.scoring import (
+    add_scoring_arguments,
+    check_scoring,
+    read_rows,
+    row_progress,
+    score_rows,
+)
 from tokenq.errors import UserError
 from tokenq.report.visible import visible
 from tokenq.storage import write_text
@@ -37,7 +43,8 @@ def main(argv: list[str]) -> int:
     from tokenq.credit.ranking import rank_dataset
 
     settings = {name: getattr(arguments, name) for name in ("by", "keep", "min_margin")}
-    summary = rank_dataset(rows, scored.records, arguments.out, **settings)
+    with row_progress("Ranking", rows, console) as advance:
+        summary = rank_dataset(rows, scored.records, arguments.out, **settings, on_progress=advance)
     report = {**scored.settings, **settings, **summary.to_dict(), "rejected": rows.rejected}
     write_text(arguments.out / "summary.json", json.dumps(report, indent=2) + "\n")
     for ranked in islice(read_records(arguments.out / "ranked.jsonl"), arguments.show):
@@ -105,8 +112,8 @@ def _show(summary: "RankingSummary", out: Path, console: Console) -> None:
     table = Table("signal", box=None, pad_edge=False)
     table.add_column("Kendall's tau", justify="right")
     if plain["agreement"] is not None:
-        table.add_column("pairs as in the data", justify="right")
-        table.add_column("first as in the data", justify="right")
+        table.add_column("pairs", justify="right")
+        table.add_column("first", justify="right")
     for name in summary.agreement:
         tau = plain["kendall_tau"].get(name)
         cells = [name, "" if tau is None else f"{tau:+.2f}"]
@@ -115,6 +122,10 @@ def _show(summary: "RankingSummary", out: Path, console: Console) -> None:
             cells += [f"{100 * found['accuracy']:.1f}%", f"{100 * found['top_1']:.1f}%"]
         table.add_row(*cells)
     console.print(table)
+    legend = "Kendall's tau: with what was ranked by, mean over prompts"
+    if plain["agreement"] is not None:
+        legend += "; pairs, first: share that is as in the data"
+    console.print(legend, style="dim")
     for reason, count in summary.skipped.items():
         console.print(f"{count} skipped: {reason}", markup=False)
     console.print(f"written: {out}", markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """What `rank` and `clean` share: rows with their token credit, computed now or found on disk."""
 
 import argparse
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from tokenq.report.progress import progress_bar
 from tokenq.storage import check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from tokenq.credit.dataset import CreditOptions
     from tokenq.data.loading import Rows
@@ -141,9 +142,14 @@ def score_with(
     """Score the rows with loaded models into a folder, going on where an earlier run stopped."""
     from tokenq.credit.dataset import credit_dataset
 
-    with progress_bar("Scoring rows", console) as progress:
-        task = progress.add_task("", total=count_rows(rows))
-        run = credit_dataset(
-            pair, rows, out, options, on_progress=lambda count: progress.advance(task, count)
-        )
+    with row_progress("Scoring rows", rows, console) as advance:
+        run = credit_dataset(pair, rows, out, options, on_progress=advance)
     return Scored(run.path, run.settings)
+
+
+@contextmanager
+def row_progress(title: str, rows: "Rows", console: Console) -> "Iterator[Callable[[int], None]]":
+    """Show a bar over the rows; yields what is to be called with a number of rows done."""
+    with progress_bar(title, console) as progress:
+        task = progress.add_task("", total=count_rows(rows))
+        yield lambda count: progress.advance(task, count)

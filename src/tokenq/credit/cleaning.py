@@ -1,7 +1,7 @@
 """Pairs whose label a policy disputes: how likely the label is wrong, and the words that say so."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,6 +255,7 @@ def clean_dataset(
     threshold: float = 0.0,
     flip: float | None = None,
     trusted: Sequence[float] = (),
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> CleaningSummary:
     """Part the pairs of a scored data set by whether the policy disputes their label.
 
@@ -266,10 +267,11 @@ def clean_dataset(
     * `flipped.jsonl`, if `flip` is given: disputed pairs whose label is wrong with that probability
       or more, their answers exchanged
 
-    rows:      preference pairs
-    records:   `credit.jsonl` over these rows
-    threshold: margin, beta times nats
-    trusted:   margins of pairs whose labels are known to be right (:func:`fit_label_noise`)
+    rows:        preference pairs
+    records:     `credit.jsonl` over these rows
+    threshold:   margin, beta times nats
+    trusted:     margins of pairs whose labels are known to be right (:func:`fit_label_noise`)
+    on_progress: called with the number of rows done since the last call
 
     Raises UserError for rows of another kind, or where no row was scored.
     """
@@ -288,6 +290,7 @@ def clean_dataset(
             path = stack.enter_context(atomic_file(Path(out) / f"{name}.jsonl"))
             files[name] = stack.enter_context(path.open("w", encoding="utf-8"))
         for row, record in records_by_row(records, rows):
+            on_progress(1)
             for name, line in _parted(source_columns(row), record, summary, threshold, flip):
                 files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
     return summary

@@ -227,6 +227,7 @@ def rank_dataset(
     by: str = "implicit_reward",
     keep: int = 1,
     min_margin: float = 0.0,
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> RankingSummary:
     """Rank the responses of every scored row and write three files of rows to `out`.
 
@@ -239,8 +240,9 @@ def rank_dataset(
 
     All have `row`, the number of the row in the source, and what the chat template is given.
 
-    rows:    of kind "ranked" or "preference"
-    records: `credit.jsonl` over these rows
+    rows:        of kind "ranked" or "preference"
+    records:     `credit.jsonl` over these rows
+    on_progress: called with the number of rows done since the last call
 
     Raises UserError for an unknown signal.
     """
@@ -252,6 +254,7 @@ def rank_dataset(
             path = stack.enter_context(atomic_file(Path(out) / f"{name}.jsonl"))
             files[name] = stack.enter_context(path.open("w", encoding="utf-8"))
         for row, record in records_by_row(records, rows):
+            on_progress(1)
             if "skipped" in record:
                 summary.skip(record["skipped"])
                 continue
