@@ -12,6 +12,7 @@ from tokenq.data import planted as planted_source
 from tokenq.data.debian import Archive, Description
 from tokenq.data.film_snippets import SnippetTable
 from tokenq.data.lexicon import LexiconEntry
+from tokenq.demo.words import words_of
 from tokenq.errors import UserError
 from tokenq.reproduce.localisation.film import film
 from tokenq.reproduce.localisation.material import TestText
@@ -23,8 +24,11 @@ from tokenq.reproduce.localisation.settings import (
     QaSettings,
     Settings,
     SummEditsSettings,
+    SurfaceSettings,
 )
 from tokenq.reproduce.localisation.summedits import summedits
+from tokenq.reproduce.localisation.surface import CHANGES
+from tokenq.reproduce.localisation.surface_measures import surface_measures
 from tokenq.reproduce.localisation.tasks import TASKS, task_of
 
 PACKAGES = (
@@ -194,3 +198,38 @@ def test_every_task_has_settings() -> None:
     for name in TASKS:
         assert set(settings.of_task(name)) == {"model", "layers", name}
         task_of(name, getattr(settings, name))
+
+
+def test_surfaces_leave_the_words_alone(film_snippets: SnippetTable) -> None:
+    texts = task_of("surface", SurfaceSettings(FilmSettings(pairs=20), tests=5)).tests()
+    assert len(texts) == 5 * (2 + len(CHANGES))
+    for group in {text.group for text in texts}:
+        versions = {text.kind: text.text for text in texts if text.group == group}
+        chosen = versions["chosen"]
+        assert set(versions) == {"chosen", "rejected", *CHANGES}
+        for kind in CHANGES:
+            assert versions[kind] != chosen, kind
+            assert words_of(versions[kind]) == words_of(chosen), kind
+    assert CHANGES["full stop"]("So it is.") == "So it is"
+    assert CHANGES["full stop"]("So it is") == "So it is."
+
+
+def test_measures_of_surfaces_by_hand() -> None:
+    kinds = ("chosen", "rejected", *CHANGES)
+
+    def item(group: str, rewards: dict[str, float]) -> list[dict[str, Any]]:
+        return [
+            {"group": group, "kind": kind, "signals": {"plain": [-rewards.get(kind, 1.0), 0.0]}}
+            for kind in kinds
+        ]
+
+    # The quotes turn the first pair round; the second is wrong either way.
+    first = item("a", {"chosen": 1.0, "rejected": 0.0, "quotes": -1.0})
+    second = item("b", {"chosen": 1.0, "rejected": 4.0, "quotes": 2.0})
+    found = surface_measures({"dpo": [{"items": first + second}]}, {"dpo": "plain"}, 50)["dpo"]
+    assert found["accuracy"]["chosen"]["value"] == 0.5
+    assert found["accuracy"]["quotes"]["value"] == 0.0
+    assert found["accuracy"]["line break"]["value"] == 0.5
+    # Margins of 1 and 3, changes of -2 and 1.
+    assert found["shift"]["quotes"] == pytest.approx({"mean": -0.25, "size": 0.75})
+    assert found["shift"]["line break"] == {"mean": 0.0, "size": 0.0}

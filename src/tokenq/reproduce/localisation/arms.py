@@ -76,6 +76,9 @@ SUMMEDITS_ARMS = (
 """Long prompts make these runs dear, so that they are few. Step-DPO needs answers of several steps
 that begin alike, which only edited summaries are."""
 
+SURFACE_ARMS = tuple(arm for arm in OBJECTIVE_ARMS if arm.name in ("dpo", "reward model"))
+"""Of the task `surface`, whose texts have no truth of tokens and which is measured by itself."""
+
 ARMS: dict[str, tuple[CreditArm, ...]] = {
     "film": (*OBJECTIVE_ARMS, *SIZE_ARMS),
     "planted": (*OBJECTIVE_ARMS, *PLANTED_ARMS, *SIZE_ARMS),

@@ -64,6 +64,22 @@ class QaSettings:
 
 
 @dataclass(frozen=True)
+class SurfaceSettings:
+    """film: whose training pairs, split and longest text are taken; tests, test_gap: held-out pairs
+    and the least difference of their mean ratings."""
+
+    film: FilmSettings = field(default_factory=FilmSettings)
+    tests: int = 60
+    test_gap: float = 1.0
+    gradients: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the film pairs."""
+        return self.film.recipe
+
+
+@dataclass(frozen=True)
 class Settings:
     """model: any name that `load_policy` takes; layers: its last layers that carry the adapter,
     all below are frozen; the others: each task's own."""
@@ -74,6 +90,7 @@ class Settings:
     planted: PlantedSettings = field(default_factory=PlantedSettings)
     summedits: SummEditsSettings = field(default_factory=SummEditsSettings)
     qa: QaSettings = field(default_factory=QaSettings)
+    surface: SurfaceSettings = field(default_factory=SurfaceSettings)
 
     def of_task(self, name: str) -> dict[str, Any]:
         """All that decides the results of one task, JSON types."""

@@ -8,12 +8,14 @@ from tokenq.reproduce.localisation.material import Task
 from tokenq.reproduce.localisation.planted import planted
 from tokenq.reproduce.localisation.qa import qa
 from tokenq.reproduce.localisation.summedits import summedits
+from tokenq.reproduce.localisation.surface import surface
 
 TASKS: dict[str, Callable[[Any], Task]] = {
     "film": film,
     "planted": planted,
     "summedits": summedits,
     "qa": qa,
+    "surface": surface,
 }
 
 
