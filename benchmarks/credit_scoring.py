@@ -238,6 +238,8 @@ def main() -> None:
     from tokenq.allocator import keep_freed_memory
     from tokenq.models.bundled import materialise
 
+    # Before this process grows: a new one begins with the peak of the one that starts it.
+    peaks = memory(args.memory_pairs, args.threads)
     keep_freed_memory()
     folder = str(materialise("smollm2-135m-instruct"))
     pair = load_pair(folder, reference=folder)
@@ -257,7 +259,7 @@ def main() -> None:
             "cost_with_cached_reference": CACHED_TARGET,
             "memory_growth": MEMORY_TARGET,
         },
-        "memory": memory(args.memory_pairs, args.threads),
+        "memory": peaks,
         "shapes": [measure(pair, s, args) for s in SHAPES if s.name in args.shapes],
     }
     args.out.mkdir(parents=True, exist_ok=True)
