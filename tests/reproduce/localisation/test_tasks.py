@@ -1,6 +1,7 @@
 """The tasks: what is trained on and scored, where the truth lies, that nothing is in both."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,16 +203,13 @@ def test_every_task_has_settings() -> None:
 
 def test_surfaces_leave_the_words_alone(film_snippets: SnippetTable) -> None:
     texts = task_of("surface", SurfaceSettings(FilmSettings(pairs=20), tests=5)).tests()
-    assert len(texts) == 5 * (2 + len(CHANGES))
     for group in {text.group for text in texts}:
         versions = {text.kind: text.text for text in texts if text.group == group}
-        chosen = versions["chosen"]
-        assert set(versions) == {"chosen", "rejected", *CHANGES}
-        for kind in CHANGES:
-            assert versions[kind] != chosen, kind
-            assert words_of(versions[kind]) == words_of(chosen), kind
-    assert CHANGES["full stop"]("So it is.") == "So it is"
-    assert CHANGES["full stop"]("So it is") == "So it is."
+        assert {"chosen", "rejected", "newline"} <= set(versions)
+        for kind in versions.keys() - {"chosen", "rejected"}:
+            assert kind in CHANGES
+            assert versions[kind] != versions["chosen"], kind
+            assert len(words_of(versions[kind])) == len(words_of(versions["chosen"])), kind
 
 
 def test_measures_of_surfaces_by_hand() -> None:
@@ -221,15 +219,22 @@ def test_measures_of_surfaces_by_hand() -> None:
         return [
             {"group": group, "kind": kind, "signals": {"plain": [-rewards.get(kind, 1.0), 0.0]}}
             for kind in kinds
+            if rewards.get(kind) is not math.nan
         ]
 
     # The quotes turn the first pair round; the second is wrong either way.
-    first = item("a", {"chosen": 1.0, "rejected": 0.0, "quotes": -1.0})
-    second = item("b", {"chosen": 1.0, "rejected": 4.0, "quotes": 2.0})
+    first = item("a", {"chosen": 1.0, "rejected": 0.0, "quoted": -1.0, "bold": math.nan})
+    second = item(
+        "b",
+        {"chosen": 1.0, "rejected": 4.0, "quoted": 2.0, "bold": math.nan, "curly_quotes": math.nan},
+    )
     found = surface_measures({"dpo": [{"items": first + second}]}, {"dpo": "plain"}, 50)["dpo"]
     assert found["accuracy"]["chosen"]["value"] == 0.5
-    assert found["accuracy"]["quotes"]["value"] == 0.0
-    assert found["accuracy"]["line break"]["value"] == 0.5
+    assert found["accuracy"]["quoted"]["value"] == 0.0
+    assert found["accuracy"]["newline"]["value"] == 0.5
     # Margins of 1 and 3, changes of -2 and 1.
-    assert found["shift"]["quotes"] == pytest.approx({"mean": -0.25, "size": 0.75})
-    assert found["shift"]["line break"] == {"mean": 0.0, "size": 0.0}
+    assert found["shift"]["quoted"] == pytest.approx({"mean": -0.25, "size": 0.75})
+    assert found["shift"]["newline"] == {"mean": 0.0, "size": 0.0}
+    # What changes no text is not measured, what changes one pair is measured on that.
+    assert "bold" not in found["accuracy"]
+    assert found["accuracy"]["curly_quotes"]["value"] == 1.0

@@ -5,10 +5,8 @@ film review pairs as they are; of a held-out pair the better text is changed in 
 what it says alone, and compared again with the worse one, which is not changed.
 """
 
-import re
-from collections.abc import Callable
-
 from tokenq.data import film_reviews
+from tokenq.data.perturbations import perturb
 from tokenq.demo.material import answers
 from tokenq.errors import UserError
 from tokenq.reproduce.localisation.film import PROMPT, film
@@ -16,30 +14,25 @@ from tokenq.reproduce.localisation.material import Task, TestText
 from tokenq.reproduce.localisation.settings import SurfaceSettings
 
 CHOSEN, REJECTED = "chosen", "rejected"
-_QUOTES = "\u201c", "\u201d"
-
-
-def _full_stop(text: str) -> str:
-    return text[:-1] if text.endswith(".") else f"{text}."
-
-
-CHANGES: dict[str, Callable[[str], str]] = {
-    "full stop": _full_stop,
-    "first letter": lambda text: re.sub(r"[^\W\d_]", lambda m: m[0].swapcase(), text, count=1),
-    "line break": lambda text: f"{text}\n",
-    "quotes": lambda text: text.join(_QUOTES),
-    "two blanks": lambda text: text.replace(" ", "  ", 1),
-    "exclamation": lambda text: f"{text.rstrip('.')}!",
-}
-"""Each text to the same words on another surface. "full stop" is put there or taken away; the
-exclamation mark replaces it, and is the one change of which one may argue that it says something.
-"""
+CHANGES = (
+    "full_stop",
+    "first_letter",
+    "newline",
+    "leading_blank",
+    "double_blank",
+    "quoted",
+    "curly_quotes",
+    "bold",
+)
+"""Names of `data.perturbations` that keep the words. The others, a synonym and a paraphrase, were
+made for summaries of software: the planted task has them."""
 
 
 def surface(settings: SurfaceSettings) -> Task:
     """Film review pairs to train on, and held-out pairs with all versions of the better text.
 
-    A text's kind is "rejected", "chosen", or the name of a change of the chosen one.
+    A text's kind is "rejected", "chosen", or the name of a change of the chosen one; a change
+    that leaves a text as it is makes no text.
     """
 
     def tests() -> list[TestText]:
@@ -64,7 +57,7 @@ def surface(settings: SurfaceSettings) -> Task:
 def _of(number: int, pair: tuple[str, str]) -> list[TestText]:
     chosen, rejected = pair
     versions = {REJECTED: rejected, CHOSEN: chosen}
-    versions |= {name: change(chosen) for name, change in CHANGES.items()}
+    versions |= {name: text for name, text in perturb(chosen).items() if name in CHANGES}
     return [
         TestText(f"{number}:{kind}", str(number), kind, PROMPT, text)
         for kind, text in versions.items()

@@ -19,7 +19,8 @@ def surface_measures(
     tables:  of each arm, one a seed
     signals: of each arm, the signal whose sum with its sign turned is the text's reward
 
-    accuracy: share of pairs whose better text, changed or not, has the higher reward
+    accuracy: share of pairs whose better text, changed or not, has the higher reward; of the pairs
+              whose better text a change changes
     shift:    change of the better text's reward, and its size, both as a multiple of the mean size
               of the difference between the two texts of a pair
     """
@@ -50,12 +51,15 @@ def _of_arm(seeds: Sequence[_Rewards], bootstrap: Bootstrap) -> dict[str, Any]:
             [
                 Marked([(np.sign(own[kind] - own[REJECTED]) + 1) / 2], [False], group)
                 for group, own in rewards.items()
+                if kind in own
             ]
             for rewards in seeds
         ]
+        if not all(wins):
+            continue
         accuracy: Estimate = bootstrap(wins, share)
         found["accuracy"][kind] = accuracy.to_dict()
-    for kind in CHANGES:
+    for kind in (kind for kind in CHANGES if kind in found["accuracy"]):
         shifts = [_shifts(rewards, kind) for rewards in seeds]
         found["shift"][kind] = {
             "mean": float(np.mean([each.mean() for each in shifts])),
@@ -67,6 +71,6 @@ def _of_arm(seeds: Sequence[_Rewards], bootstrap: Bootstrap) -> dict[str, Any]:
 def _shifts(rewards: _Rewards, kind: str) -> np.ndarray:
     """[pairs] change of the better text's reward over the mean size of a margin."""
     margins = [abs(own[CHOSEN] - own[REJECTED]) for own in rewards.values()]
-    changes = [own[kind] - own[CHOSEN] for own in rewards.values()]
+    changes = [own[kind] - own[CHOSEN] for own in rewards.values() if kind in own]
     scale = float(np.mean(margins))
     return np.array(changes) / scale if scale else np.zeros(len(changes))
