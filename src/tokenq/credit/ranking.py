@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from tokenq.credit.dataset import named_responses
+from tokenq.credit.columns import named_responses
 from tokenq.credit.finished import records_by_row, source_columns
 from tokenq.credit.summary import Mean
 from tokenq.data.encoding import encode
