@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tokenq.report.html import PageHead, write_page
 
@@ -19,6 +19,7 @@ def chromium() -> Iterator[Any]:
     """A browser that is started once."""
     if CHROMIUM is None:
         pytest.skip("no Chromium to open the page in")
+    expect.set_options(timeout=60_000)  # milliseconds; a busy machine is no failure
     with sync_playwright() as driver:
         # A browser run by root has no sandbox; the pages it opens here are our own.
         arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]

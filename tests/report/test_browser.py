@@ -282,6 +282,7 @@ def test_rows_are_walked_by_keys(opened: Open) -> None:
     assert page.locator("#search").input_value() == "jk"
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement.id") == "rows"
+    expect(page.locator("#rows li")).to_have_count(0)
     page.locator("#search").fill("")
     expect(page.locator("#rows li")).to_have_count(3)
     page.locator("#rows").focus()
