@@ -2,14 +2,17 @@
 
 import argparse
 import os
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from tokenq.errors import UserError
+from tokenq.report.progress import progress_bar
 from tokenq.reproduce.adapter_training import Recipe
+from tokenq.reproduce.credit_tabular import World, summary, tabular
 from tokenq.reproduce.experiment import Experiment, Results, Run
 from tokenq.reproduce.localisation import analysis
-from tokenq.reproduce.localisation.arms import ARMS, chosen_arms
+from tokenq.reproduce.localisation.arms import ARMS, REWARD_MODEL, chosen_arms
 from tokenq.reproduce.localisation.figure import draw
 from tokenq.reproduce.localisation.page import page
 from tokenq.reproduce.localisation.settings import (
@@ -19,9 +22,14 @@ from tokenq.reproduce.localisation.settings import (
     Settings,
     SummEditsSettings,
 )
-from tokenq.reproduce.localisation.tables import START, tables
+from tokenq.reproduce.localisation.surface_measures import surface_measures
+from tokenq.reproduce.localisation.tables import START, Table, tables
 
-TASKS = tuple(ARMS)
+TABULAR = "tabular"
+TASKS = (*ARMS, TABULAR)
+WORLDS = 10
+"""Token MDPs that are drawn and solved."""
+QUICK_WORLD = World(prompts=2, horizon=2, pairs=(50,), objectives=("dpo",), iterations=20)
 _OF_PEOPLE = ("summedits", "qa")
 """Tasks whose data lies in the folder that TOKENQ_DATA names."""
 _SMALL = Recipe(batch_size=4, learning_rate=1e-3, lora_r=4)
@@ -47,25 +55,53 @@ def run(run: Run) -> Results:
         seeds = [options.only_seed]
     names = options.arms or (_QUICK_ARMS if options.quick else None)
     tasks, missing = _tasks(options.tasks)
-    arms = {task: chosen_arms(task, names) for task in tasks}
-    found = tables(run, settings, tasks, arms, seeds)
+    trained = [task for task in tasks if task != TABULAR]
+    arms = {task: chosen_arms(task, names) for task in trained}
+    found = tables(run, settings, trained, arms, seeds) if trained else {}
     resamples = 100 if options.quick else options.resamples
     results: dict[str, Any] = {
-        "settings": {task: settings.of_task(task) for task in tasks},
+        "settings": {task: settings.of_task(task) for task in trained},
         "seeds": seeds,
         "resamples": resamples,
         "missing": missing,
         "tasks": {},
     }
-    for task in tasks:
+    for task in trained:
         own = {
             arm: [found[task, arm, seed] for seed in seeds]
             for arm in (START, *(arm.name for arm in arms[task]))
         }
-        measure = analysis.words if task == "film" else analysis.localisation
         with run.console.status(f"Measuring {task}"):
-            results["tasks"][task] = measure(own, resamples)
+            results["tasks"][task] = _measured(task, own, resamples)
+    if TABULAR in tasks:
+        results["tasks"][TABULAR] = _tabular(run, QUICK_WORLD if options.quick else World())
     return results
+
+
+def _measured(task: str, tables: Mapping[str, Sequence[Table]], resamples: int) -> dict[str, Any]:
+    if task == "film":
+        return analysis.words(tables, resamples)
+    if task == "surface":
+        scores = {
+            arm: "prefix difference" if arm == REWARD_MODEL else "plain"
+            for arm in tables
+            if arm != START
+        }
+        return surface_measures(tables, scores, resamples)
+    return analysis.localisation(tables, resamples)
+
+
+def _tabular(run: Run, world: World) -> dict[str, Any]:
+    """Worlds small enough to be solved, one a seed."""
+    found = []
+    seeds = range(2 if run.arguments.quick else WORLDS)
+    with progress_bar("Solving token MDPs", run.console) as progress:
+        bar = progress.add_task("", total=len(seeds))
+        for seed in seeds:
+            settings = {**asdict(world), "seed": seed}
+            found.append(run.part(f"{TABULAR}-{seed}", settings, lambda: tabular(seed, world)))  # noqa: B023
+            progress.advance(bar)
+    return summary(found)
 
 
 def _tasks(names: list[str] | None) -> tuple[list[str], list[str]]:

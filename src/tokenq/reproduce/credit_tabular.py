@@ -6,8 +6,9 @@ of every token (what training on preferences determines), with the token's own r
 mean by a wrong token), and with which tokens are wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from tokenq.mdp import (
 from tokenq.mdp.arrays import Array, log_softmax
 from tokenq.objectives import DPO, IPO, Hinge, PairLogps
 from tokenq.objectives.base import Metrics
+from tokenq.reproduce.statistics import estimate
 from tokenq.reproduce.tabular import train
 
 Scores = dict[str, Array]
@@ -69,7 +71,7 @@ class World:
     iterations: int = 200
 
 
-def tabular(seed: int, world: World | None = None) -> dict[str, object]:
+def tabular(seed: int, world: World | None = None) -> dict[str, Any]:
     """One world: how well every estimator tells the truth about its tokens.
 
     Returns `truth` (correlation of the exact advantage with the reward, and its AUROC of wrong
@@ -108,6 +110,43 @@ def tabular(seed: int, world: World | None = None) -> dict[str, object]:
         "controls": judge.read(controls(mdp, exact)),
         "arms": arms,
     }
+
+
+def summary(worlds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the worlds of :func:`tabular`, with their intervals.
+
+    A measure that a world leaves undefined is a mean over the others.
+    """
+    arms = {
+        name: {
+            count: {
+                signal: _means([world["arms"][name][count][signal] for world in worlds])
+                for signal in own
+            }
+            for count, own in counts.items()
+        }
+        for name, counts in worlds[0]["arms"].items()
+    }
+    return {
+        "worlds": len(worlds),
+        "wrong": float(np.mean([world["wrong"] for world in worlds])),
+        "truth": _each(worlds, "truth"),
+        "controls": _each(worlds, "controls"),
+        "arms": arms,
+    }
+
+
+def _each(worlds: Sequence[dict[str, Any]], part: str) -> dict[str, Any]:
+    return {name: _means([world[part][name] for world in worlds]) for name in worlds[0][part]}
+
+
+def _means(found: Sequence[dict[str, float | None]]) -> dict[str, Any]:
+    means = {}
+    for name in found[0]:
+        defined = [value for each in found if (value := each[name]) is not None]
+        if defined:
+            means[name] = estimate(defined)
+    return means
 
 
 def draw(world: World, rng: np.random.Generator) -> tuple[TokenMDP, Flags]:

@@ -31,11 +31,12 @@ class CreditArm(Arm):
 
 
 DPO = CreditArm("dpo", "dpo")
+COIN, SFT, REWARD_MODEL = "dpo, labels by coin", "sft", "reward model"
 
 OBJECTIVE_ARMS = (
     DPO,
-    CreditArm("dpo, labels by coin", "dpo", flipped=0.5),
-    CreditArm("sft", "sft"),
+    CreditArm(COIN, "dpo", flipped=0.5),
+    CreditArm(SFT, "sft"),
     CreditArm("dpo after sft", "dpo", after_sft=True),
     CreditArm("tdpo", "tdpo", live=True),
     CreditArm("bmc", "bmc"),
@@ -44,7 +45,7 @@ OBJECTIVE_ARMS = (
     CreditArm("sigmoid_norm", "sigmoid_norm"),
     CreditArm("implicit_prm", "implicit_prm"),
     CreditArm("q_rm", "q_rm"),
-    CreditArm("reward model", "reward model", learner="reward model"),
+    CreditArm(REWARD_MODEL, REWARD_MODEL, learner="reward model"),
 )
 """CPL's bias is the lambda of its paper."""
 
@@ -64,9 +65,7 @@ PLANTED_ARMS = (
 leaves the other as a kind that training has not seen."""
 
 HUMAN_ARMS = tuple(
-    replace(arm, share=1.0)
-    for arm in OBJECTIVE_ARMS
-    if arm.name in ("dpo", "dpo, labels by coin", "reward model")
+    replace(arm, share=1.0) for arm in OBJECTIVE_ARMS if arm.name in (DPO.name, COIN, REWARD_MODEL)
 )
 SUMMEDITS_ARMS = (
     *HUMAN_ARMS,
@@ -76,7 +75,7 @@ SUMMEDITS_ARMS = (
 """Long prompts make these runs dear, so that they are few. Step-DPO needs answers of several steps
 that begin alike, which only edited summaries are."""
 
-SURFACE_ARMS = tuple(arm for arm in OBJECTIVE_ARMS if arm.name in ("dpo", "reward model"))
+SURFACE_ARMS = tuple(arm for arm in OBJECTIVE_ARMS if arm.name in (DPO.name, REWARD_MODEL))
 """Of the task `surface`, whose texts have no truth of tokens and which is measured by itself."""
 
 ARMS: dict[str, tuple[CreditArm, ...]] = {
@@ -84,6 +83,7 @@ ARMS: dict[str, tuple[CreditArm, ...]] = {
     "planted": (*OBJECTIVE_ARMS, *PLANTED_ARMS, *SIZE_ARMS),
     "summedits": SUMMEDITS_ARMS,
     "qa": HUMAN_ARMS,
+    "surface": SURFACE_ARMS,
 }
 """Of each task, in the order in which they run."""
 

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from tokenq.reproduce.localisation.arms import DPO, SIZE_ARMS
-from tokenq.reproduce.localisation.reading import HEADLINE, Row, entry, headline_rows
+from tokenq.reproduce.localisation.reading import (
+    HEADLINE,
+    WITHOUT_SIGNALS,
+    Row,
+    entry,
+    headline_rows,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +23,9 @@ _CREDIT, _CONTROL, _FAINT = "#2f7fc1", "#c1702f", "#888888"
 def draw(results: dict[str, Any]) -> Figure:
     """Above: signals by task, bars are 95 % intervals over texts, dots are seeds. Below: plain DPO
     credit against the number of training pairs."""
-    tasks = results["tasks"]
+    tasks = {name: own for name, own in results["tasks"].items() if name not in WITHOUT_SIGNALS}
+    if not tasks:
+        return Figure(figsize=(4.6, 1.0))
     rows = {task: headline_rows(own, HEADLINE[_kind(task)][0]) for task, own in tasks.items()}
     height = 1.2 + 0.24 * max(len(own) for own in rows.values())
     figure = Figure(figsize=(4.6 * len(tasks), height + 2.6), layout="constrained")

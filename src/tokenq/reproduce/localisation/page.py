@@ -5,25 +5,33 @@ from typing import Any
 
 from tokenq.reproduce.findings import Finding, findings_table, judged
 from tokenq.reproduce.localisation.analysis import ENSEMBLE, PLAIN
-from tokenq.reproduce.localisation.arms import ARMS, DPO, PLANTED_ARMS, SIZE_ARMS
-from tokenq.reproduce.localisation.measures import NEGATIVES, RATE
-from tokenq.reproduce.localisation.reading import (
+from tokenq.reproduce.localisation.arms import (
+    ARMS,
     COIN,
-    HEADLINE,
+    DPO,
+    PLANTED_ARMS,
     REWARD_MODEL,
     SFT,
+    SIZE_ARMS,
+)
+from tokenq.reproduce.localisation.measures import NEGATIVES, RATE
+from tokenq.reproduce.localisation.reading import (
+    HEADLINE,
+    WITHOUT_SIGNALS,
     Row,
     entry,
     headline_rows,
 )
 from tokenq.reproduce.localisation.tables import START
-from tokenq.reproduce.statistics import Estimate
+from tokenq.reproduce.statistics import Estimate, shown
 
 _TITLES = {
     "film": "Film reviews: words with a human valence",
     "planted": "Package summaries with one planted wrong detail",
     "summedits": "Summaries edited by people (SummEdits)",
     "qa": "Long answers with spans marked by people (QA-Feedback)",
+    "surface": "Whole rewards under a change of the surface",
+    "tabular": "Token MDPs whose exact advantage is known",
 }
 _ABOUT = {
     "film": "Trained on which of two review sentences people rated higher. Truth: what ten people "
@@ -36,6 +44,12 @@ _ABOUT = {
     "tested on other documents. Truth: the differing characters; consistent edits are negatives.",
     "qa": "Trained on people's comparisons of whole answers to some questions, tested on answers "
     "to other questions. Truth: the spans that people marked as wrong, of all kinds.",
+    "surface": "Trained on film review pairs as they are. Of held-out pairs the better text is "
+    "changed in a way that leaves its words alone, and compared with the worse one as it is: a "
+    "reward that keys on surface tokens changes its mind.",
+    "tabular": "Responses of token MDPs that are solved exactly earn a little at every token and "
+    "lose much at a few wrong ones; labels are of whole responses, drawn by Bradley-Terry. No "
+    "language model is involved.",
 }
 
 
@@ -44,12 +58,14 @@ def page(results: dict[str, Any]) -> str:
     parts = [_what_was_done(results), "<!-- --8<-- [start:measured] -->", _findings(results)]
     for name, task in results["tasks"].items():
         parts.append(f"## {_TITLES[name]}\n\n{_ABOUT[name]}")
-        parts += _words_parts(task) if name == "film" else _error_parts(name, task)
+        parts += _PARTS.get(name, _error_parts)(name, task)
     parts.append("<!-- --8<-- [end:measured] -->")
     return "\n\n".join(parts)
 
 
 def _what_was_done(results: dict[str, Any]) -> str:
+    if not results["settings"]:
+        return "Token MDPs only."
     known = next(iter(results["settings"].values()))
     missing = (
         f" Left out, for want of the data that TOKENQ_DATA names: {', '.join(results['missing'])}."
@@ -76,7 +92,8 @@ def _what_was_done(results: dict[str, Any]) -> str:
 def _findings(results: dict[str, Any]) -> str:
     found: list[Finding] = []
     for name, task in results["tasks"].items():
-        found += _task_findings(name, task)
+        if name not in WITHOUT_SIGNALS:
+            found += _task_findings(name, task)
     return (
         "## What holds\n\nAn interval above 0 holds, one below does not, all others are "
         f"undecided.\n\n{findings_table(found)}"
@@ -148,7 +165,7 @@ def _above(found: dict[str, Any], threshold: float) -> Estimate:
 # ---- tables ----
 
 
-def _words_parts(task: dict[str, Any]) -> list[str]:
+def _words_parts(_name: str, task: dict[str, Any]) -> list[str]:
     columns = ("Spearman", "AUROC", "Spearman, unseen words", "AUROC, unseen words")
     note = (
         f"{task['texts']} texts, {task['words']} rated words in {task['places']} places. Spearman: "
@@ -174,6 +191,55 @@ def _error_parts(name: str, task: dict[str, Any]) -> list[str]:
     if name == "planted":
         parts += [_kinds(task), _sizes(task, measure)]
     return [part for part in parts if part]
+
+
+def _surface_parts(_name: str, task: dict[str, Any]) -> list[str]:
+    arms = list(task)
+    kinds = list(task[arms[0]]["accuracy"])
+    head = ["better text", *(f"{arm}: pairs ordered" for arm in arms)]
+    head += [f"{arm}: change, of a margin" for arm in arms]
+    lines = []
+    for kind in kinds:
+        shifts = [task[arm]["shift"].get(kind) for arm in arms]
+        lines.append(
+            [
+                "as it is" if kind == "chosen" else kind.replace("_", " "),
+                *(_interval(task[arm]["accuracy"].get(kind)) for arm in arms),
+                *(f"{each['mean']:+.2f} ({each['size']:.2f})" if each else "" for each in shifts),
+            ]
+        )
+    note = (
+        "Pairs ordered: share whose better text, so changed, has the higher reward. Change: mean "
+        "change of that text's reward, and in brackets its mean size, as a multiple of the mean "
+        "size of the difference between the two texts of a pair."
+    )
+    return [note, _table(head, lines)]
+
+
+def _tabular_parts(_name: str, task: dict[str, Any]) -> list[str]:
+    head = ["signal", "with the exact advantage", "with the token's reward", "AUROC, wrong tokens"]
+    lines = [_tabular_row(f"({name}, exact)", own) for name, own in task["truth"].items()]
+    lines += [_tabular_row(f"({name})", own) for name, own in task["controls"].items()]
+    for objective, counts in task["arms"].items():
+        # The other objectives: with most labels, and with the expected loss.
+        for count in list(counts)[0 if objective == DPO.name else -2 :]:
+            labels = "expected loss" if count == "exact" else f"{count} pairs"
+            lines += [
+                _tabular_row(f"{objective}, {labels}: {signal}", own)
+                for signal, own in counts[count].items()
+            ]
+    note = (
+        f"{task['worlds']} MDPs; {task['wrong']:.2f} of the tokens that the reference says are "
+        "wrong. Correlations over the tokens of all states, as often as the reference takes them, "
+        "mean and 95 % Student-t interval over MDPs. What training on preferences can determine is "
+        "the advantage; that a wrong token has a low one is the reward's doing, not the method's."
+    )
+    return [note, _table(head, lines)]
+
+
+def _tabular_row(title: str, own: dict[str, Any]) -> list[str]:
+    measures = (own.get(name) for name in ("advantage", "reward", "wrong"))
+    return [title, *("" if each is None else shown(each) for each in measures)]
 
 
 def _signal_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
@@ -219,7 +285,7 @@ def _choice(task: dict[str, Any]) -> str:
 
 
 def _false_alarms(task: dict[str, Any]) -> str:
-    shown = [
+    rows = [
         ("plain DPO credit", DPO.name, PLAIN),
         ("standardised DPO credit", DPO.name, "standardised"),
         ("surprisal, base", START, "surprisal"),
@@ -234,7 +300,7 @@ def _false_alarms(task: dict[str, Any]) -> str:
         "error told from consistent edit, at the edit",
     ]
     lines = []
-    for title, arm, signal in shown:
+    for title, arm, signal in rows:
         found = entry(task, arm, signal)
         if found and columns[0] in found["measures"]:
             lines.append([title, *(_interval(found["measures"].get(name)) for name in columns)])
@@ -313,6 +379,9 @@ def _sizes(task: dict[str, Any], measure: str) -> str:
     return f"**By number of training pairs**, {measure}.\n\n" + _table(
         ["pairs", "plain DPO credit", "standardised"], lines
     )
+
+
+_PARTS = {"film": _words_parts, "surface": _surface_parts, "tabular": _tabular_parts}
 
 
 def _arm_names(task: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenq.reproduce.localisation.analysis import ENSEMBLE, PLAIN
-from tokenq.reproduce.localisation.arms import DPO
+from tokenq.reproduce.localisation.arms import COIN, DPO, REWARD_MODEL, SFT
 from tokenq.reproduce.localisation.tables import START
 
 HEADLINE = {
@@ -13,7 +13,9 @@ HEADLINE = {
 }
 """The measure that figure and findings use, and its title, by kind of truth."""
 
-COIN, SFT, REWARD_MODEL = "dpo, labels by coin", "sft", "reward model"
+
+WITHOUT_SIGNALS = ("surface", "tabular")
+"""Tasks that are measured in ways of their own."""
 
 
 @dataclass(frozen=True)
