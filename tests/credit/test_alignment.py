@@ -1,7 +1,7 @@
 """Aligned answers: every character once, rewards that add up to the margin, whatever the text."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_pairs import small_pair, small_tokenizer
 
@@ -16,6 +16,7 @@ _ATOMS = (
     "a|film| |  |\n|3.5|,|.|is|n't|é|e\u0301|日|本|は|👨\u200d👩\u200d👧|👍🏽|**|\t|\u200b|क्षि|x_y"
 )
 TEXTS = st.lists(st.sampled_from(_ATOMS.split("|")), max_size=24).map("".join)
+TOKENIZER = small_tokenizer()
 
 
 def by_characters(text: str, rewards: list[float]) -> Answer:
@@ -24,6 +25,7 @@ def by_characters(text: str, rewards: list[float]) -> Answer:
     return Answer(text, offsets, rewards)
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS)
 def test_segments_cover_both_answers_and_equal_ones_are_equal(chosen: str, rejected: str) -> None:
     reached = [0, 0]
@@ -37,6 +39,7 @@ def test_segments_cover_both_answers_and_equal_ones_are_equal(chosen: str, rejec
     assert reached == [len(chosen), len(rejected)]
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS, st.data())
 def test_differences_add_up_to_the_margin(chosen: str, rejected: str, data: st.DataObject) -> None:
     reward = st.floats(-5, 5, allow_subnormal=False)
@@ -94,14 +97,14 @@ def test_a_token_across_two_segments_is_divided_and_one_of_blanks_is_not_lost() 
     assert (end.chosen_reward, end.rejected_reward) == (9.0, 6.0)
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS)
 def test_byte_tokens_of_a_real_tokenizer_add_up(chosen: str, rejected: str) -> None:
-    tokenizer = small_tokenizer()
     sides = []
     for text in (chosen, rejected):
         if not text.strip():
             return
-        encoded = encode(tokenizer, "Review:", text)
+        encoded = encode(TOKENIZER, "Review:", text)
         rewards = [0.1 * token - 10 for token in encoded.response_ids]
         sides.append(Answer(text, encoded.offsets, rewards))
     margin = sum(sides[0].rewards) - sum(sides[1].rewards)

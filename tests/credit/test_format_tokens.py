@@ -1,7 +1,7 @@
 """Which tokens are form, how much of the credit they hold, and when the reader is warned."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenq.credit.format_tokens import FormatShare, content_margin, token_classes
@@ -108,6 +108,7 @@ def test_pairs_that_only_their_form_decides_are_counted() -> None:
     assert share.to_dict()["pairs_decided_by_format"] == 0.5
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", ".", "\n", " ", "#"]), st.floats(-3, 3))))
 def test_shares_are_shares(tokens: list[tuple[str, float]]) -> None:
     share = FormatShare()
