@@ -58,8 +58,8 @@ SIZE_ARMS = (
 
 PLANTED_ARMS = (
     CreditArm("dpo, loose pairs", "dpo", variant="loose"),
-    CreditArm("dpo, number and antonym", "dpo", variant="number+antonym"),
-    CreditArm("dpo, entity and position", "dpo", variant="entity+position"),
+    CreditArm("dpo, number and antonym", "dpo", share=1.0, variant="number+antonym"),
+    CreditArm("dpo, entity and position", "dpo", share=1.0, variant="entity+position"),
 )
 """Pairs that differ in more than the detail; and two halves of the kinds of edit, each of which
 leaves the other as a kind that training has not seen."""

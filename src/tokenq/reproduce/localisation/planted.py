@@ -18,13 +18,15 @@ def planted(settings: PlantedSettings) -> Task:
     """The task with these settings; packages and their sources are of one split only.
 
     Variants of its pairs: "" differ in the detail only, "loose" also in their wording, and kinds of
-    error joined by "+", which leaves the other kinds unseen.
+    error joined by "+", half as many pairs, which leaves the other kinds unseen.
     """
 
     def pairs(seed: int, variant: str) -> list[TrainingPair]:
         mode = "loose" if variant == "loose" else "minimal"
         kinds = source.KINDS if variant in ("", "loose") else tuple(variant.split("+"))
-        items = _balanced("train", kinds, settings.pairs, settings.prompt_words, seed, mode)
+        # Two kinds alone have not as many packages as all; an arm of theirs takes all that come.
+        count = settings.pairs if len(kinds) == len(source.KINDS) else settings.pairs // 2
+        items = _balanced("train", kinds, count, settings.prompt_words, seed, mode)
         return [TrainingPair(_prompt(item), item.chosen, item.rejected) for item in items]
 
     def tests() -> list[TestText]:
