@@ -52,7 +52,12 @@ at("rows").addEventListener("keydown", (event) => {
   if (by) { event.preventDefault(); step(by); }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") { leave(); if (event.target === at("search")) at("rows").focus(); return; }
+  if (event.key === "Escape") {
+    leave();
+    // Browsers would empty the field, some without saying so: what it says and what is listed must agree.
+    if (event.target === at("search")) { event.preventDefault(); at("rows").focus(); }
+    return;
+  }
   const typing = /^(SELECT|TEXTAREA)$/.test(event.target.tagName) || event.target === at("search");
   if (event.ctrlKey || event.metaKey || event.altKey || typing || !state.row) return;
   const act = Object.hasOwn(KEYS, event.key) && KEYS[event.key];
