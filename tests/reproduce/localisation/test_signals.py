@@ -25,11 +25,13 @@ FACTS = {
 
 
 def test_controls_of_the_start() -> None:
-    [found] = start_signals(START, [ITEM])
+    [found] = start_signals(START, [ITEM], [[{"role": "user", "content": "What IS it?"}]])
     assert found["surprisal"] == [1.0, 2.0, 0.5, 0.1]
     # The prompt makes the first token likelier and the second one less likely.
     assert found["prompt information"] == pytest.approx([-2.0, 1.0, 0.0, -0.1])
     assert found["words' surprisal"] == pytest.approx([1.0, 2.5, 2.5, 0.1])
+    # "is" stands in the prompt, "dull", two tokens, does not; the end is no word.
+    assert found["not in the prompt"] == [0.0, 1.0, 1.0, 0.0]
     assert found["position"] == [0, 1, 2, 3]
     assert found["length"] == [2, 3, 2, 0]
     assert found["gradient x input"] == [-0.5, 1.0, -0.25, 0.0]

@@ -39,7 +39,7 @@ def settings(
 def test_a_run_and_the_same_again(
     run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arms = {"planted": chosen_arms("planted", NAMES)}
+    arms = {"planted": chosen_arms("film", NAMES)}
     assert {arm.name for arm in arms["planted"]} == set(NAMES)
     found = tables(run, settings, ["planted"], arms, [0, 1])
     assert set(found) == {("planted", name, seed) for name in (*NAMES, START) for seed in (0, 1)}

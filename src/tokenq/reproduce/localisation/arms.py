@@ -75,8 +75,7 @@ SUMMEDITS_ARMS = (
     *(replace(arm, share=1.0) for arm in OBJECTIVE_ARMS if arm.name in ("bmc", "implicit_prm")),
     CreditArm("dpo, differing sentence", "dpo", share=1.0, variant="steps"),
 )
-"""Step-DPO needs answers of several steps
-that begin alike, which only edited summaries are."""
+"""Step-DPO needs answers of several steps that begin alike, which only edited summaries are."""
 
 SURFACE_ARMS = tuple(arm for arm in OBJECTIVE_ARMS if arm.name in (DPO.name, REWARD_MODEL))
 """Of the task `surface`, whose texts have no truth of tokens and which is measured by itself."""

@@ -107,6 +107,7 @@ _LESS_THAN_PLAIN = (
     ("the surprisal of the DPO policy", DPO.name, "surprisal"),
     ("the contrast SFT / base", SFT, PLAIN),
     ("prompt information of the untrained model", START, "prompt information"),
+    ("whether the prompt holds the word", START, "not in the prompt"),
     ("gradient x input of the log-ratio", DPO.name, "gradient x input"),
     ("prefix differences of a reward model", REWARD_MODEL, "prefix difference"),
 )
@@ -291,6 +292,7 @@ def _false_alarms(task: dict[str, Any]) -> str:
         ("surprisal, base", START, "surprisal"),
         ("surprisal, DPO policy", DPO.name, "surprisal"),
         ("reward model", REWARD_MODEL, "prefix difference"),
+        ("word not in the prompt", START, "not in the prompt"),
     ]
     kinds = [kind for kind in NEGATIVES if kind in task["kinds"]]
     columns = [
@@ -347,6 +349,7 @@ def _kinds(task: dict[str, Any]) -> str:
         ("surprisal, base", START, "surprisal"),
         ("surprisal, DPO policy", DPO.name, "surprisal"),
         ("reward model", REWARD_MODEL, "prefix difference"),
+        ("word not in the prompt", START, "not in the prompt"),
     ]
     kinds = list(next(iter(next(iter(task["by kind"].values())).values())))
     lines = []

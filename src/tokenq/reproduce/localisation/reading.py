@@ -57,6 +57,7 @@ _SHOWN: tuple[tuple[str, str, str, bool], ...] = (
     ("entropy, base", START, "entropy", False),
     ("entropy, DPO policy", DPO.name, "entropy", False),
     ("prompt information, base", START, "prompt information", False),
+    ("word not in the prompt", START, "not in the prompt", False),
     ("position", START, "position", False),
     ("token length", START, "length", False),
     ("gradient x input, base", START, "gradient x input", False),

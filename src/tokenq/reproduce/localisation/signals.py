@@ -7,24 +7,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenq.credit.aggregation import word_spans
 from tokenq.credit.estimators import ESTIMATORS, word_sums
+from tokenq.credit.localisation import tokens_within
 from tokenq.credit.result import Credit
 from tokenq.credit.vocabulary import StateFacts
+from tokenq.demo.words import words_of
 from tokenq.reproduce.localisation.arms import CreditArm
 from tokenq.reproduce.localisation.facts import Facts
+from tokenq.reproduce.localisation.material import Prompt
 
 Item = Mapping[str, Any]
 Signals = dict[str, list[float]]
 
 
-def start_signals(facts: Facts, items: Sequence[Item]) -> list[Signals]:
-    """The controls that need no training, of each text.
+def start_signals(facts: Facts, items: Sequence[Item], prompts: Sequence[Prompt]) -> list[Signals]:
+    """The controls that need no training, of each text; `prompts` are those that texts answer.
 
     surprisal:          -log pi of the untrained model, nats
     words' surprisal:   summed over the word that the token is of
     entropy:            of the untrained model before the token, nats
     prompt information: surprisal with the prompt less surprisal without it, nats: pointwise mutual
                         information of token and prompt, sign turned
+    not in the prompt:  1 for a token of a word that the prompt does not hold, else 0: who writes
+                        summaries copies, and what is not copied may be wrong. No model is needed
     position:           number of the token, from 0
     length:             characters of the token
     gradient x input:   of the untrained model's log-probability; only of the texts it was taken of
@@ -38,6 +44,7 @@ def start_signals(facts: Facts, items: Sequence[Item]) -> list[Signals]:
             "words' surprisal": over_words(-logps, item),
             "entropy": np.array(facts["entropy"][number]),
             "prompt information": bare - logps,
+            "not in the prompt": not_in_prompt(item, prompts[number]),
             "position": np.arange(len(logps)),
             "length": np.array([end - start for start, end in item["offsets"]]),
         }
@@ -122,6 +129,16 @@ def _credit(arm: CreditArm, facts: Facts, start: Facts, item: Item, number: int)
         reference_name="sft" if arm.after_sft else "start",
         facts=state,
     )
+
+
+def not_in_prompt(item: Item, prompt: Prompt) -> np.ndarray:
+    """[T] 1 for a token of a word that the prompt does not hold, else 0."""
+    turns = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    held = {word for turn in turns for word in words_of(turn)}
+    text = item["text"]
+    new = [(start, end) for start, end in word_spans(text) if text[start:end].lower() not in held]
+    offsets = [(start, end) for start, end in item["offsets"]]
+    return tokens_within(text, offsets, new).astype(float)
 
 
 def over_words(values: np.ndarray, item: Item) -> np.ndarray:

@@ -144,7 +144,9 @@ class TaskRunner:
     def start(self) -> Table:
         """The table of the untrained model."""
         facts = self._start_facts()
-        return self._table(start_signals(facts, self._items), {"pairs": 0, "words": []})
+        prompts = [text.prompt for text in self._tests]
+        signals = start_signals(facts, self._items, prompts)
+        return self._table(signals, {"pairs": 0, "words": []})
 
     def _start_facts(self) -> Facts:
         def make() -> Results:
