@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tokenq.credit.estimators import ESTIMATORS
 from tokenq.reproduce.findings import Finding, findings_table, judged
 from tokenq.reproduce.localisation.analysis import ENSEMBLE, PLAIN
 from tokenq.reproduce.localisation.arms import (
@@ -54,13 +55,18 @@ _ABOUT = {
 
 
 def page(results: dict[str, Any]) -> str:
-    """Markdown; the part between the markers is shown in the documentation too."""
-    parts = [_what_was_done(results), "<!-- --8<-- [start:measured] -->", _findings(results)]
+    """Markdown; parts between markers are shown in the documentation too."""
+    parts = [_what_was_done(results), "## What holds", *_marked("findings", _findings(results))]
+    parts += ["## Estimators, side by side", *_marked("estimators", _estimators(results))]
     for name, task in results["tasks"].items():
         parts.append(f"## {_TITLES[name]}\n\n{_ABOUT[name]}")
         parts += _PARTS.get(name, _error_parts)(name, task)
-    parts.append("<!-- --8<-- [end:measured] -->")
     return "\n\n".join(parts)
+
+
+def _marked(name: str, text: str) -> list[str]:
+    """A part that documents take in by its name."""
+    return [f"<!-- --8<-- [start:{name}] -->", text, f"<!-- --8<-- [end:{name}] -->"]
 
 
 def _what_was_done(results: dict[str, Any]) -> str:
@@ -95,9 +101,38 @@ def _findings(results: dict[str, Any]) -> str:
         if name not in WITHOUT_SIGNALS:
             found += _task_findings(name, task)
     return (
-        "## What holds\n\nAn interval above 0 holds, one below does not, all others are "
+        "An interval above 0 holds, one below does not, all others are "
         f"undecided.\n\n{findings_table(found)}"
     )
+
+
+def _estimators(results: dict[str, Any]) -> str:
+    """Every estimator of DPO credit, as it is and above the plain one, on every task."""
+    tasks = {name: own for name, own in results["tasks"].items() if name not in WITHOUT_SIGNALS}
+    columns = [
+        (name, measure)
+        for name in tasks
+        for measure in (("Spearman",) if name == "film" else ("AUROC within", "AP within"))
+    ]
+    lines = []
+    signals = [(DPO.name, name) for name in ESTIMATORS]
+    for arm, signal in [*signals, (ENSEMBLE, PLAIN), (ENSEMBLE, "standardised")]:
+        entries = {name: entry(task, arm, signal) for name, task in tasks.items()}
+        if not any(entries.values()):
+            continue
+        cells = []
+        for name, measure in columns:
+            found = entries[name]
+            less = found.get("less plain dpo", {}).get(measure) if found else None
+            own = found["measures"][measure] if found else None
+            cells.append(_interval(own) if less is None else _interval(less, sign=True))
+        lines.append([f"{arm}: {signal.replace('_', ' ')}", *cells])
+    head = ["estimator", *(f"{name}, {measure}" for name, measure in columns)]
+    note = (
+        "The first row is the plain credit of DPO; the others are what they are above it on the "
+        "same texts, with the interval of the difference."
+    )
+    return f"{note}\n\n" + _table(head, lines)
 
 
 _LESS_THAN_PLAIN = (
