@@ -64,7 +64,13 @@ PLANTED_ARMS = (
 """Pairs that differ in more than the detail; and two halves of the kinds of edit, each of which
 leaves the other as a kind that training has not seen."""
 
-_FILM_ONLY = ("q_rm", "sigmoid_norm", "cpl, bias 1", "dpo, half of the pairs")
+_FILM_ONLY = (
+    "q_rm",
+    "sigmoid_norm",
+    "cpl, bias 1",
+    "dpo, quarter of the pairs",
+    "dpo, half of the pairs",
+)
 """Prompts of the other tasks differ from row to row and are long, so that their runs are dear."""
 
 HUMAN_ARMS = tuple(
@@ -72,7 +78,7 @@ HUMAN_ARMS = tuple(
 )
 SUMMEDITS_ARMS = (
     *HUMAN_ARMS,
-    *(replace(arm, share=1.0) for arm in OBJECTIVE_ARMS if arm.name in ("bmc", "implicit_prm")),
+    *(replace(arm, share=1.0) for arm in OBJECTIVE_ARMS if arm.name == "implicit_prm"),
     CreditArm("dpo, differing sentence", "dpo", share=1.0, variant="steps"),
 )
 """Step-DPO needs answers of several steps that begin alike, which only edited summaries are."""
