@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenq.credit.estimators import ESTIMATORS
-from tokenq.reproduce.findings import Finding, findings_table, judged
+from tokenq.reproduce.findings import Finding, judged
 from tokenq.reproduce.localisation.analysis import ENSEMBLE, PLAIN
 from tokenq.reproduce.localisation.arms import (
     ARMS,
@@ -95,28 +95,53 @@ def _what_was_done(results: dict[str, Any]) -> str:
 # ---- findings ----
 
 
+def _columns(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """(task, measure) of the tables that stand tasks side by side."""
+    return [
+        (name, measure)
+        for name in results["tasks"]
+        if name not in WITHOUT_SIGNALS
+        for measure in (("Spearman",) if name == "film" else ("AUROC within", "AP within"))
+    ]
+
+
 def _findings(results: dict[str, Any]) -> str:
-    found: list[Finding] = []
-    for name, task in results["tasks"].items():
-        if name not in WITHOUT_SIGNALS:
-            found += _task_findings(name, task)
-    return (
-        "An interval above 0 holds, one below does not, all others are "
-        f"undecided.\n\n{findings_table(found)}"
+    """What is expected of plain credit, and of what shall improve it, by task and measure."""
+    columns = _columns(results)
+    rows: dict[str, dict[tuple[str, str], Finding]] = {}
+    for name, measure in columns:
+        for found in _task_findings(results["tasks"][name], measure):
+            rows.setdefault(found["claim"], {})[name, measure] = found
+    lines = [
+        [claim, *(_verdict(own.get(column)) for column in columns)] for claim, own in rows.items()
+    ]
+    note = (
+        "Differences of the measure with their intervals: above 0 an expectation holds (+), below "
+        "it does not (−), all others are undecided (?). There are many of them: about one in "
+        "twenty would look decided by chance."
     )
+    head = ["expected", *(f"{name}, {measure}" for name, measure in columns)]
+    return f"{note}\n\n{_table(head, lines)}"
+
+
+def _verdict(found: Finding | None) -> str:
+    if found is None:
+        return ""
+    mark = {"holds": "+", "does not hold": "−", "undecided": "?"}[found["verdict"]]
+    value = found["value"]
+    text = f"{mark} {value['mean']:+.3f}"
+    if value["low"] is not None and value["high"] is not None:
+        text += f" [{value['low']:+.3f}, {value['high']:+.3f}]"
+    return text
 
 
 def _estimators(results: dict[str, Any]) -> str:
     """Every estimator of DPO credit, as it is and above the plain one, on every task."""
-    tasks = {name: own for name, own in results["tasks"].items() if name not in WITHOUT_SIGNALS}
-    columns = [
-        (name, measure)
-        for name in tasks
-        for measure in (("Spearman",) if name == "film" else ("AUROC within", "AP within"))
-    ]
+    columns = _columns(results)
+    tasks = {name: results["tasks"][name] for name, _ in columns}
     lines = []
     signals = [(DPO.name, name) for name in ESTIMATORS]
-    for arm, signal in [*signals, (ENSEMBLE, PLAIN), (ENSEMBLE, "standardised")]:
+    for arm, signal in [*signals, *((ENSEMBLE, name) for name in ESTIMATORS)]:
         entries = {name: entry(task, arm, signal) for name, task in tasks.items()}
         if not any(entries.values()):
             continue
@@ -147,39 +172,39 @@ _LESS_THAN_PLAIN = (
     ("prefix differences of a reward model", REWARD_MODEL, "prefix difference"),
 )
 _MORE_THAN_PLAIN = (
+    ("credit summed over words", DPO.name, "words"),
     ("standardised credit", DPO.name, "standardised"),
-    ("centred credit", DPO.name, "centred"),
+    ("standardised credit summed over words", DPO.name, "standardised_words"),
     ("credit averaged over seeds", ENSEMBLE, PLAIN),
+    ("the same, standardised and summed over words", ENSEMBLE, "standardised_words"),
 )
 
 
-def _task_findings(name: str, task: dict[str, Any]) -> list[Finding]:
-    measure, _ = HEADLINE["words" if name == "film" else "errors"]
+def _task_findings(task: dict[str, Any], measure: str) -> list[Finding]:
     plain = entry(task, DPO.name, PLAIN)
     if plain is None:
         return []
-    chance = 0.5 if "AUROC" in measure else 0.0
-    edit = "error told from consistent edit, at the edit"
     own = plain["measures"]
-    expected = [
-        ("plain DPO credit tells more than chance", f"{measure} - {chance:g}", own[measure], chance)
-    ]
+    expected: list[tuple[str, dict[str, Any], float]] = []
+    if measure in ("AUROC within", "Spearman"):
+        chance = 0.5 if measure == "AUROC within" else 0.0
+        expected.append(("plain DPO credit tells more than chance", own[measure], chance))
     for other, arm, signal in _LESS_THAN_PLAIN:
         found = entry(task, arm, signal)
         if found is not None:
             less = _turned(found["less plain dpo"][measure])
-            expected.append((f"it tells more than {other}", f"{measure}, difference", less, 0.0))
+            expected.append((f"it tells more than {other}", less, 0.0))
     for other, arm, signal in _MORE_THAN_PLAIN:
         found = entry(task, arm, signal)
         if found is not None:
             more = found["less plain dpo"][measure]
-            expected.append((f"{other} tells more than plain", f"{measure}, difference", more, 0.0))
-    if edit in own:
-        claim = "an error is blamed more than a harmless edit"
-        expected.append((claim, "AUROC of edited tokens - 0.5", own[edit], 0.5))
+            expected.append((f"{other} tells more than plain", more, 0.0))
+    edit = "error told from consistent edit, at the edit"
+    if edit in own and measure == "AUROC within":
+        expected.append(("an error is blamed more than a harmless edit (AUROC)", own[edit], 0.5))
     return [
-        judged(f"{name}: {claim}", measured, _above(value, threshold))
-        for claim, measured, value, threshold in expected
+        judged(claim, measure, _above(value, threshold))
+        for claim, value, threshold in expected
         if value["value"] is not None
     ]
 
@@ -401,7 +426,7 @@ def _kinds(task: dict[str, Any]) -> str:
 
 def _sizes(task: dict[str, Any], measure: str) -> str:
     lines = []
-    for arm in (*SIZE_ARMS, DPO):
+    for arm in sorted((*SIZE_ARMS, DPO), key=lambda arm: arm.share):
         found = entry(task, arm.name, PLAIN)
         if found is not None:
             other = entry(task, arm.name, "standardised")

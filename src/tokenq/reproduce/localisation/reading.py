@@ -39,6 +39,7 @@ _SHOWN: tuple[tuple[str, str, str, bool], ...] = (
     ("DPO credit, standardised words", DPO.name, "standardised_words", True),
     ("DPO credit, mean of seeds", ENSEMBLE, PLAIN, True),
     ("DPO credit, mean of seeds, standardised", ENSEMBLE, "standardised", True),
+    ("DPO credit, mean of seeds, standardised words", ENSEMBLE, "standardised_words", True),
     ("DPO after SFT, plain", "dpo after sft", PLAIN, True),
     ("DPO, differing sentence only, plain", "dpo, differing sentence", PLAIN, True),
     ("TDPO credit", "tdpo", PLAIN, True),
