@@ -8,6 +8,7 @@ import pytest
 from small_pairs import save_model, small_tokenizer
 
 import tokenq
+from tokenq.cli.compare import SOURCES
 from tokenq.cli.main import main
 from tokenq.credit.sources import ImplicitReward
 from tokenq.models.pair import load_pair
@@ -40,12 +41,9 @@ def test_sources_side_by_side(
     models: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    names = (
-        "implicit_reward,surprisal,policy_surprisal,entropy,policy_entropy,prompt_information,"
-        "gradient_input,q_rm,position,length,centred"
-    )
+    names = [*SOURCES, "centred"]
     command = ["compare", *models, "--data", str(data), "--out", str(out), "--beta", "0.3"]
-    assert main([*command, "--sources", names, "--batch", "2"]) == 0
+    assert main([*command, "--sources", *names, "--batch", "2"]) == 0
     assert "10 responses" in capsys.readouterr().out
     records = lines(out / "sources.jsonl")
     assert [record["row"] for record in records] == list(range(5))
@@ -53,7 +51,7 @@ def test_sources_side_by_side(
     credit = tokenq.credit(pair, ROWS[3]["prompt"], ROWS[3]["rejected"], beta=0.3)
     side = records[3]["responses"]["rejected"]
     assert side["offsets"] == [list(offset) for offset in credit.offsets]
-    assert list(side["scores"]) == names.split(",")
+    assert list(side["scores"]) == names
     for name, expected in (
         ("implicit_reward", credit.rewards),
         ("surprisal", -credit.ref_logps),
@@ -102,7 +100,7 @@ def test_a_run_is_continued_not_repeated(
 def test_words(models: list[str], data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["compare", *models, "--data", str(data), "--out", str(out), "--words"]
-    assert main([*command, "--sources", "length,surprisal"]) == 0
+    assert main([*command, "--sources", "length", "surprisal"]) == 0
     side = lines(out / "sources.jsonl")[0]["responses"]["chosen"]
     words = [side["response"][start:end] for start, end in side["offsets"]]
     assert words == ["A", "warm", "funny", "film"]
@@ -130,9 +128,9 @@ def test_rows_that_cannot_be_scored(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sources", "surprisal,magic"], "'magic' is unknown; accepted: implicit_reward"),
-        (["--sources", "surprisal,surprisal"], "each once"),
-        (["--sources", ","], "one or more"),
+        (["--sources", "surprisal", "magic"], "'magic' is unknown; accepted: implicit_reward"),
+        (["--sources", "surprisal", "surprisal"], "'surprisal' is named twice"),
+        (["--sources"], "--sources: expected at least one argument"),
         (["--beta", "0"], "--beta is 0.0"),
         (["--batch", "0"], "--batch is 0"),
         (["--outcome_model", "POLICY"], "its classification head would be random"),

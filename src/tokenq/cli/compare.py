@@ -37,7 +37,7 @@ SOURCES = {
 }
 """Names that `--sources` takes, besides those of the estimators of credit."""
 
-_DEFAULT = "implicit_reward,surprisal,entropy,position,length"
+_DEFAULT = ("implicit_reward", "surprisal", "entropy", "position", "length")
 
 
 def main(argv: list[str]) -> int:
@@ -124,8 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     listed = "; ".join(f"{name}: {text}" for name, text in SOURCES.items())
     reading.add_argument(
         "--sources",
+        nargs="+",
         default=_DEFAULT,
-        help=f"names with commas between, the first one's tokens are shown. {listed}; or an "
+        metavar="NAME",
+        help=f"what is compared; offsets are those of the first one's tokens. {listed}; or an "
         "estimator of credit (centred, words, ...)",
     )
     reading.add_argument(
@@ -144,13 +146,14 @@ def _parser() -> argparse.ArgumentParser:
 def _names(arguments: argparse.Namespace) -> list[str]:
     from tokenq.credit.estimators import ESTIMATORS
 
-    names = [name.strip() for name in arguments.sources.split(",") if name.strip()]
+    names = list(arguments.sources)
     unknown = [name for name in names if name not in SOURCES and name not in ESTIMATORS]
     if unknown:
         accepted = ", ".join([*SOURCES, *ESTIMATORS])
         raise UserError(f"--sources: '{unknown[0]}' is unknown; accepted: {accepted}")
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"--sources is '{arguments.sources}'; accepted: one or more, each once")
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise UserError(f"--sources: '{twice[0]}' is named twice; accepted: each name once")
     return names
 
 

@@ -100,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="judge a response among good ones of like length, in so many bins (1)",
     )
-    finding.add_argument("--seed", type=int, help="draws the good responses that fit (0)")
+    finding.add_argument(
+        "--seed", type=int, help="draws the good responses that the tolerance is taken from (0)"
+    )
     finding.add_argument(
         "--candidates",
         type=int,
