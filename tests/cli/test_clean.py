@@ -76,6 +76,12 @@ def test_pairs_are_parted_with_reasons_a_page_and_a_summary(
     assert len(lines(again / "kept.jsonl")) == 8
     assert not (again / "flipped.jsonl").exists()
 
+    # Exchanged pairs of an earlier run do not stay beside what is kept without exchanging any.
+    assert main([*reuse, "--threshold", "100", "--flip", "0.001"]) == 0
+    assert len(lines(again / "flipped.jsonl")) > 0
+    assert main(reuse) == 0
+    assert not (again / "flipped.jsonl").exists()
+
 
 def test_a_policy_that_was_trained_on_the_pairs_is_told(
     models: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -104,7 +110,7 @@ def test_a_policy_that_was_trained_on_the_pairs_is_told(
         (["--page_rows", "-1"], "--page_rows is -1"),
         (["--max_length", "1"], "max_length is 1; accepted"),
         (["--data", "RANKED"], "its rows are of kind 'ranked'; accepted: preference pairs"),
-        (["--credit", "o"], "--policy decides scores, which --credit has already"),
+        (["--credit", "c"], "--policy decides scores, which --credit has already"),
     ],
 )
 def test_input_to_mend_is_one_line_and_exit_code_2(

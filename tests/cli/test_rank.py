@@ -94,7 +94,7 @@ def test_an_order_that_came_with_the_data_is_compared(
         (["--beta", "0"], "beta is 0.0; accepted"),
         (["--data", "ANSWERS"], "its rows are of kind 'sft'; accepted: prompt+responses"),
         (["--data", "no-such.jsonl"], "no-such.jsonl"),
-        (["--credit", "o"], "--policy decides scores, which --credit has already"),
+        (["--credit", "c"], "--policy decides scores, which --credit has already"),
     ],
 )
 def test_input_to_mend_is_one_line_and_exit_code_2(
@@ -129,4 +129,7 @@ def test_nothing_to_score_with_and_scores_of_other_rows_are_refused(
     assert main(["credit", *models, "--data", str(data), "--out", str(credit), "--limit", "2"]) == 0
     assert main(["rank", "--credit", str(credit), *out]) == 2
     assert "was scored over other rows" in capsys.readouterr().err
+    over = ["--data", str(data), "--out", str(credit), "--limit", "2"]
+    assert main(["rank", "--credit", str(credit), *over]) == 2
+    assert "would be overwritten; accepted: another folder" in capsys.readouterr().err
     assert main(["rank", "--credit", str(credit), *out, "--limit", "2", "--show", "0"]) == 0

@@ -1,4 +1,4 @@
-"""What `rank` and `clean` share: rows with their token credit, computed now or found on disk."""
+"""What `rank`, `clean` and `locate` share: rows with their credit, computed or found on disk."""
 
 import argparse
 from contextlib import contextmanager
@@ -90,6 +90,11 @@ def check_scoring(arguments: argparse.Namespace) -> "CreditOptions":
                 raise UserError(
                     f"--{name} decides scores, which --credit has already; accepted: one of them"
                 )
+        if arguments.credit.resolve() == arguments.out.resolve():
+            raise UserError(
+                f"--out is {arguments.out}, as is --credit, whose summary and page would be "
+                "overwritten; accepted: another folder"
+            )
     elif arguments.policy is None:
         raise UserError(
             "nothing scores the rows; accepted: --policy (and --reference), or --credit"

@@ -293,6 +293,9 @@ def clean_dataset(
             on_progress(1)
             for name, line in _parted(source_columns(row), record, summary, threshold, flip):
                 files[name].write(json.dumps(line, ensure_ascii=False) + "\n")
+    if flip is None:
+        # What an earlier run exchanged does not go with the pairs that are kept now.
+        (Path(out) / "flipped.jsonl").unlink(missing_ok=True)
     return summary
 
 
