@@ -15,7 +15,7 @@ from tokenq.data.film_snippets import SnippetTable
 from tokenq.data.registry import fetch_member
 from tokenq.errors import UserError
 from tokenq.models import bundled
-from tokenq.models.bundled import BUNDLED_MODELS, BundledModel, materialise, resolve
+from tokenq.models.bundled import BUNDLED_MODELS, BundledModel, materialise, resolve, spoken_name
 
 # Builds the model "tiny"; every conversion that begins adds a line to the file CONVERSIONS.
 BUILD_TINY = """
@@ -76,6 +76,13 @@ def test_resolve_gives_a_folder_that_says_what_it_is(tiny_name: str) -> None:
     assert folder == materialise(tiny_name)
     assert (folder / "README.md").read_text() == "Tiny.\n"
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float32
+
+
+def test_a_built_folder_is_spoken_of_by_its_name(tiny_name: str, tmp_path: Path) -> None:
+    folder = resolve(f"bundled:{tiny_name}")
+    assert spoken_name(folder) == f"bundled:{tiny_name}"
+    for other in ("org/name", str(tmp_path / Path(folder).name), "reference"):
+        assert spoken_name(other) == other
 
 
 def test_another_converter_version_builds_another_folder(

@@ -59,6 +59,17 @@ def resolve(name: str) -> str:
     return str(materialise(name.removeprefix(PREFIX)))
 
 
+def spoken_name(model: str) -> str:
+    """The ``bundled:`` name of a folder that :func:`materialise` built; any other name unchanged.
+
+    An adapter knows its base by the folder, which is another one on every machine.
+    """
+    for name in BUNDLED_MODELS:
+        if Path(model).name == _folder_name(name) and Path(model) == _folder(name):
+            return PREFIX + name
+    return model
+
+
 def materialise(name: str) -> Path:
     """Folder of the bundled model ``name``, in Hugging Face format; built at the first call.
 
@@ -68,9 +79,7 @@ def materialise(name: str) -> Path:
     if name not in BUNDLED_MODELS:
         known = ", ".join(PREFIX + known for known in BUNDLED_MODELS)
         raise UserError(f"no bundled model {name!r}; there is: {known}")
-    model = BUNDLED_MODELS[name]
-    stamp = f"{model.archive_sha256[:12]}-v{CONVERTER_VERSION}"
-    folder = cache_dir("models") / f"{name}-{stamp}"
+    model, folder = BUNDLED_MODELS[name], _folder(name)
     if folder.exists():
         return folder
     with locked(folder):
@@ -78,6 +87,14 @@ def materialise(name: str) -> Path:
             discard_parts(folder)
             _build(model, folder)
     return folder
+
+
+def _folder(name: str) -> Path:
+    return cache_dir("models") / _folder_name(name)
+
+
+def _folder_name(name: str) -> str:
+    return f"{name}-{BUNDLED_MODELS[name].archive_sha256[:12]}-v{CONVERTER_VERSION}"
 
 
 def _build(model: BundledModel, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tokenq.errors import UserError
+from tokenq.models.bundled import spoken_name
 from tokenq.models.checkpoint import Checkpoint, inspect
 from tokenq.models.forward import causal_lm
 from tokenq.models.loading import load_policy, load_tokenizer, resolve_device, resolve_dtype
@@ -111,7 +112,8 @@ def load_pair(
     if frozen is None:
         return Pair(model, None, words, ours.name)
     if isinstance(frozen, AdapterOff):
-        return Pair(model, frozen, words, ours.name, theirs.name or frozen.name)
+        name = spoken_name(theirs.name or frozen.name)
+        return Pair(model, frozen, words, ours.name, name)
     frozen.eval()
     if frozen is not model:
         frozen.requires_grad_(False)
