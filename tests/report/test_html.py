@@ -176,6 +176,21 @@ def test_only_the_first_rows_are_on_the_page_and_it_says_so(tmp_path: Path) -> N
     assert "first 3 of 5 rows" in page.read_text()
 
 
+def test_alternatives_and_the_file_of_all_rows_are_spoken_of_where_there_are_any(
+    tmp_path: Path,
+) -> None:
+    page = tmp_path / "page.html"
+    row = record(0, "a", "b")
+    write_page(page, [row], head(source="disputed.jsonl"))
+    assert "all of them are in disputed.jsonl" in page.read_text()
+    assert "Alternatives are the tokens of highest reward" in page.read_text()
+    for each in row["responses"].values():
+        del each["alternatives"]
+    write_page(page, [row], head(rows=1))
+    assert "all of them are in" not in page.read_text()
+    assert "Alternatives are" not in page.read_text()
+
+
 def test_head_shows_names_and_accuracy(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     facts = head(accuracy=0.625, mean_margin=-0.125, ordered=8, rows=8, skipped=2, data="d.jsonl")

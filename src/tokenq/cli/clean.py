@@ -130,6 +130,7 @@ def _write_page(
         rows=summary.disputed,
         tokens=summary.disputed_tokens,
         skipped=sum(summary.skipped.values()) + rows.rejected,
+        source="disputed.jsonl",
         format=summary.form.to_dict(),
     )
     records = disputed_records(scored.records, arguments.threshold)

@@ -44,6 +44,7 @@ class PageHead:
     mean_margin: beta times nats
     rows:        scored rows, of which the page shows the first ones
     skipped:     rows that could not be scored
+    source:      the file that holds all rows
     format:      share of the credit that lies on format tokens, as `credit.format_tokens` gives it
                  (`FormatShare.to_dict`); its `warning`, if any, is shown above all rows
     """
@@ -59,6 +60,7 @@ class PageHead:
     tokens: int = 0
     skipped: int = 0
     min_probability: float = 0.0
+    source: str = "credit.jsonl"
     format: dict[str, Any] | None = None
 
 
@@ -84,6 +86,7 @@ def write_page(
     page = environment.get_template("page.html").render(
         head=head,
         shown=len(payload.rows),
+        alternatives=payload.alternatives,
         css=Markup(_part(environment, "page.css")),
         js=Markup("\n".join(_part(environment, f"{name}.js") for name in _SCRIPTS)),
         data=Markup(payload.to_json(head)),
@@ -126,6 +129,7 @@ class _Payload:
     rows: list[str] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
     estimators: dict[str, None] = field(default_factory=dict)
+    alternatives: bool = False
 
     def add(self, record: dict[str, Any]) -> None:
         """Add one row: a line of a scored data set."""
@@ -184,6 +188,7 @@ class _Payload:
         }
         if "alternatives" in side:
             packed["best"] = ";".join(map(self._best, side["alternatives"]))
+            self.alternatives = True
         if side.get("estimates"):
             packed["estimates"] = _estimates(side)
             self.estimators |= dict.fromkeys(packed["estimates"])

@@ -26,7 +26,7 @@ function differenceNode(row, sides) {
     body.append(node);
   });
   const total = lines.reduce((sum, line) => sum + line.difference, 0);
-  const note = make("p", "note", `The parts add up to ${signed(total)}, in β·nats.`);
+  const note = make("p", "note", `The parts add up to ${signed(total)}, in β·nats of the implicit reward.`);
   const node = make("section", "difference", table, note);
   node.setAttribute("aria-label", "Where the margin comes from");
   if (lines.length > FIRST_SEGMENTS) {

@@ -30,8 +30,10 @@ function choices(select, options, chosen) {
 const largest = (numbers, least) => numbers.reduce((a, b) => Math.max(a, b), least);
 const smallest = (numbers, most) => numbers.reduce((a, b) => Math.min(a, b), most);
 
-const signed = (x, digits = 3) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
-const minus = (x) => (x < 0 ? "−" : "") + Math.abs(x).toFixed(3);
+// What rounds to zero has no sign that could be seen.
+const rounded = (x, digits) => { const size = Math.abs(x).toFixed(digits); return [x < 0 && Number(size) > 0, size]; };
+const signed = (x, digits = 3) => { const [below, size] = rounded(x, digits); return (below ? "−" : "+") + size; };
+const minus = (x) => { const [below, size] = rounded(x, 3); return (below ? "−" : "") + size; };
 const signClass = (x) => (x < 0 ? "minus" : "plus");
 const plural = (count, noun) => count.toLocaleString("en") + " " + noun + (count === 1 ? "" : "s");
 // As a p-value is quoted: two digits, and no false zero.
