@@ -64,14 +64,9 @@ PLANTED_ARMS = (
 """Pairs that differ in more than the detail; and two halves of the kinds of edit, each of which
 leaves the other as a kind that training has not seen."""
 
-_FILM_ONLY = (
-    "q_rm",
-    "sigmoid_norm",
-    "cpl, bias 1",
-    "dpo, quarter of the pairs",
-    "dpo, half of the pairs",
-)
-"""Prompts of the other tasks differ from row to row and are long, so that their runs are dear."""
+_FILM_ONLY = ("q_rm", "sigmoid_norm", "cpl, bias 0.5", "cpl, bias 1")
+"""Objectives left to the film reviews, as are the sizes: prompts of the other tasks differ from row
+to row and are long, so that their runs are dear."""
 
 HUMAN_ARMS = tuple(
     replace(arm, share=1.0) for arm in OBJECTIVE_ARMS if arm.name in (DPO.name, COIN, REWARD_MODEL)
@@ -88,8 +83,9 @@ SURFACE_ARMS = tuple(arm for arm in OBJECTIVE_ARMS if arm.name in (DPO.name, REW
 
 ARMS: dict[str, tuple[CreditArm, ...]] = {
     "film": (*OBJECTIVE_ARMS, *SIZE_ARMS),
-    "planted": tuple(
-        arm for arm in (*OBJECTIVE_ARMS, *PLANTED_ARMS, *SIZE_ARMS) if arm.name not in _FILM_ONLY
+    "planted": (
+        *(arm for arm in OBJECTIVE_ARMS if arm.name not in _FILM_ONLY),
+        *PLANTED_ARMS,
     ),
     "summedits": SUMMEDITS_ARMS,
     "qa": HUMAN_ARMS,

@@ -250,7 +250,7 @@ def _error_parts(name: str, task: dict[str, Any]) -> list[str]:
         _accuracy(task),
     ]
     if name == "planted":
-        parts += [_kinds(task), _sizes(task, measure)]
+        parts.append(_kinds(task))
     return [part for part in parts if part]
 
 
