@@ -228,8 +228,51 @@ def test_finished_records_must_be_those_of_the_rows(tmp_path: Path, pair: Pair) 
     other = rows_of(tmp_path, [{"prompt": "Q", "responses": RESPONSES[1:3]}] * 2)
     with pytest.raises(UserError, match="over other rows: its data_fingerprint"):
         open_finished(tmp_path / "out", other)
+    (tmp_path / "out/settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings.json: is no JSON \("):
+        open_finished(tmp_path / "out", rows)
 
 
 def test_empty_cells_are_no_columns() -> None:
     row = {"a": None, "b": [{"role": "user", "tool_calls": None}], "c": 0, "d": {"e": None}}
     assert source_columns(row) == {"b": [{"role": "user"}], "c": 0, "d": {}}
+
+
+def test_what_the_user_said_in_between_ranks_nothing(tmp_path: Path, pair: Pair) -> None:
+    prompt = [{"role": "user", "content": "film?"}]
+    responses = [
+        [
+            {"role": "assistant", "content": "A warm film."},
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": " A dull mess."},
+        ]
+        for asked in ("and?", "What else is there to say of it, in a word or two?")
+    ]
+    found = {each.place: each for each in rank(pair, prompt, responses, beta=0.3)}
+    rows = rows_of(tmp_path, [{"prompt": prompt, "responses": responses}])
+    run = credit_dataset(pair, rows, tmp_path / "out", CreditOptions(beta=0.3, alternatives=0))
+    [record] = run.records()
+    for place, response in enumerate(responses):
+        alone = tokenq.credit(pair, prompt, response, beta=0.3)
+        turns = alone.turns()
+        own = [at for turn in turns for at in range(turn.first, turn.last)]
+        assert len(own) < len(alone)
+        assert found[place].tokens == len(own)
+        expected = {
+            "implicit_reward": alone.reward,
+            "policy_logp": float(alone.logps[own].sum()),
+            "reference_logp": float(alone.ref_logps[own].sum()),
+            "shorter": -len(own),
+        }
+        saved = ResponseSums.of_record(record["responses"][str(place + 1)])
+        for signals in (found[place].signals, {n: f(saved) for n, f in SIGNALS.items()}):
+            assert {n: signals[n] for n in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_tie_does_not_learn_the_best_response_from_its_place() -> None:
+    summary = RankingSummary("implicit_reward")
+    responses = [sums(0.0, -9, -9, 3), sums(0.0, -4, -4, 4)]
+    # Data sets give the better response first, and equal ones stay in the order given.
+    summary.add(ranked_responses(["good", "bad"], responses, "implicit_reward"), [0, 1])
+    found = summary.to_dict()["agreement"]["implicit_reward"]
+    assert (found["accuracy"], found["top_1"]) == (0.5, 0.5)

@@ -20,7 +20,9 @@ import tokenq
 from tokenq.credit import Credit, Span, sentence_units, word_units
 from tokenq.credit.aggregation import Shares
 from tokenq.credit.answers import read_answer
+from tokenq.credit.estimators import ESTIMATORS
 from tokenq.data.steps import compile_step_pattern, step_numbers, step_starts
+from tokenq.data.turns import OTHERS
 from tokenq.errors import UserError
 
 FAMILY = "👩\u200d👩\u200d👧"
@@ -327,3 +329,14 @@ def test_turns_that_cannot_be_told_are_refused() -> None:
     pair.tokenizer.chat_template = TEMPLATES["no_turn_end"]
     with pytest.raises(UserError, match="does not tell the model's turns from the others'"):
         tokenq.credit(pair, QUESTION, TURNS)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_no_estimator_gives_credit_to_what_somebody_else_wrote(name: str) -> None:
+    pair = small_pair()
+    credit = tokenq.credit(pair, QUESTION, TURNS, beta=0.3)
+    own = torch.tensor([turn != OTHERS for turn in credit.turn_numbers or ()])
+    assert not own.all()
+    estimate = credit.estimate(name)
+    assert not estimate[~own].any()
+    assert estimate[own].any()

@@ -28,7 +28,7 @@ def open_finished(folder: str | Path, rows: Rows | None = None) -> tuple[Path, d
             f"{folder}: no credit.jsonl with its settings.json is there; accepted: the folder of a "
             "finished run"
         )
-    settings: dict[str, Any] = json.loads(settings_file.read_text(encoding="utf-8"))
+    settings = _read_object(settings_file)
     if rows is None:
         return path, settings
     for name, value in (("kind", rows.kind), ("data_fingerprint", rows.fingerprint)):
@@ -39,10 +39,22 @@ def open_finished(folder: str | Path, rows: Rows | None = None) -> tuple[Path, d
             )
     summary_file = folder / "summary.json"
     if summary_file.exists():
-        summary = json.loads(summary_file.read_text(encoding="utf-8"))
-        names = {name: summary[name] for name in ("policy", "reference") if name in summary}
+        summary = _read_object(summary_file)
+        names: dict[str, Any] = {
+            name: summary[name] for name in ("policy", "reference") if name in summary
+        }
         settings = {**names, **settings}
     return path, settings
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is no JSON object; accepted: what `tokenq credit` wrote")
+    return found
 
 
 def records_by_row(path: Path, rows: Rows) -> Iterator[tuple[Record, Record]]:

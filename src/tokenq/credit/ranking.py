@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 from torch import Tensor
 
+from tokenq.credit.answers import read_answer
 from tokenq.credit.columns import named_responses
 from tokenq.credit.finished import records_by_row, source_columns
 from tokenq.credit.summary import Mean
-from tokenq.data.encoding import encode
 from tokenq.data.formats import TEMPLATE_COLUMNS, Messages
 from tokenq.data.loading import Rows
+from tokenq.data.turns import OTHERS
 from tokenq.errors import UserError
 from tokenq.models.logps import TOKEN_BUDGET, token_logps
 from tokenq.models.pair import Pair, reference_of
@@ -26,7 +28,7 @@ from tokenq.storage import atomic_file
 
 @dataclass(frozen=True)
 class ResponseSums:
-    """Sums over one response's `tokens` tokens, its end token included.
+    """Sums over the `tokens` tokens of one response that the model wrote, end tokens included.
 
     reward:         implicit reward, beta times nats
     logp, ref_logp: log-probabilities under policy and reference, nats
@@ -40,12 +42,21 @@ class ResponseSums:
     @classmethod
     def of_record(cls, side: Mapping[str, Any]) -> "ResponseSums":
         """Of `record["responses"][name]`, as `tokenq credit` writes it."""
-        count = len(side["token_ids"])
-        return cls(side["reward"], sum(side["logps"]), sum(side["ref_logps"]), count)
+        turns = side.get("turn_numbers") or [0] * len(side["token_ids"])
+        logp, ref_logp = (
+            sum(value for value, turn in zip(side[name], turns, strict=True) if turn != OTHERS)
+            for name in ("logps", "ref_logps")
+        )
+        return cls(side["reward"], logp, ref_logp, sum(turn != OTHERS for turn in turns))
 
     @classmethod
-    def of_logps(cls, logps: Tensor, ref_logps: Tensor, beta: float) -> "ResponseSums":
-        """Of the log-probabilities [T] of its tokens, nats."""
+    def of_logps(
+        cls, logps: Tensor, ref_logps: Tensor, beta: float, turns: Sequence[int] | None = None
+    ) -> "ResponseSums":
+        """Of the log-probabilities [T] of its tokens, nats; `turns` as in `Credit.turn_numbers`."""
+        if turns is not None:
+            own = torch.tensor(turns) != OTHERS
+            logps, ref_logps = logps[own.to(logps.device)], ref_logps[own.to(ref_logps.device)]
         # The same float32 products as in `Credit`, so that both give the same reward.
         reward = float((beta * (logps - ref_logps)).sum())
         logp, ref_logp = (float(each.double().sum()) for each in (logps, ref_logps))
@@ -101,6 +112,8 @@ def rank(
     by:           a name in :data:`SIGNALS`
     token_budget: input tokens of one forward
 
+    Of responses of several messages only what the model wrote is counted, as in `tokenq.credit`.
+
     Raises UserError for a pair without a reference, an unknown signal, no responses, or one that
     cannot be tokenised.
     """
@@ -108,14 +121,17 @@ def rank(
     if not responses:
         raise UserError("there are no responses to rank; accepted: one or more")
     reference = reference_of(pair)
-    encoded = [encode(pair.tokenizer, prompt, each) for each in responses]
-    prompts = [each.prompt_ids for each in encoded]
-    ids = [each.response_ids for each in encoded]
+    answers = [read_answer(pair.tokenizer, prompt, each) for each in responses]
+    prompts = [each.encoded.prompt_ids for each in answers]
+    ids = [each.encoded.response_ids for each in answers]
     sides = []
     for side in (pair.policy, reference):
         with scoring(side) as model:
             sides.append(token_logps(model, prompts, ids, token_budget=token_budget))
-    sums = [ResponseSums.of_logps(ours, theirs, beta) for ours, theirs in zip(*sides, strict=True)]
+    sums = [
+        ResponseSums.of_logps(ours, theirs, beta, answer.turns)
+        for ours, theirs, answer in zip(*sides, answers, strict=True)
+    ]
     return ranked_responses(responses, sums, by)
 
 
@@ -141,7 +157,8 @@ class Agreement:
     """How often a signal agrees with an order that came with the data.
 
     right: of the pairs of responses to one prompt that the data orders; ties of the signal are half
-    top:   how often the signal's first response is one that the data ranks first
+    top:   how often the signal's first response is one that the data ranks first; of responses that
+           share the first place by share, since their order is that of the data
     """
 
     right: Mean = field(default_factory=Mean)
@@ -188,7 +205,7 @@ class RankingSummary:
             wins = np.heaviside(values[better] - values[worse], 0.5)
             for win in wins:
                 self.agreement[name].right.add(float(win))
-            self.agreement[name].top.add(float(given[values.argmax()] == 0))
+            self.agreement[name].top.add(float((given[values == values.max()] == 0).mean()))
 
     def skip(self, reason: str) -> None:
         """Count a row that was left out."""

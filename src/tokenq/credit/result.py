@@ -93,11 +93,7 @@ class Credit:
     def rewards(self) -> Tensor:
         """[T] implicit rewards beta * (logps - ref_logps): the optimal advantages (2404.12358,
         eq. 10) of the task that the policy solves best. 0 for what somebody else wrote."""
-        rewards = self.beta * (self.logps - self.ref_logps)
-        if self.turn_numbers is None:
-            return rewards
-        own = torch.tensor(self.turn_numbers) != OTHERS
-        return rewards.where(own, torch.zeros_like(rewards))
+        return self._own(self.beta * (self.logps - self.ref_logps))
 
     @property
     def values(self) -> Tensor:
@@ -178,10 +174,12 @@ class Credit:
     def estimate(self, name: str = "plain") -> Tensor:
         """[T] token credit by the estimator of that name (:mod:`tokenq.credit.estimators`).
 
+        0 for what somebody else wrote, as in `rewards`.
+
         Raises UserError for a name that there is not, ValueError for one that needs facts where
         there are none.
         """
-        return estimator(name).read(self).float()
+        return self._own(estimator(name).read(self).float())
 
     def words(self, values: Tensor | None = None) -> list[Span]:
         """Words, signs and line ends, and the tokens without text (the end token) by themselves.
@@ -385,6 +383,13 @@ class Credit:
 
         record = self.to_dict(alternatives=3, min_probability=_PLAUSIBLE)
         single_page(record, Path(path), min_probability=_PLAUSIBLE)
+
+    def _own(self, values: Tensor) -> Tensor:
+        """The values [T] with 0 in place of those of tokens that somebody else wrote."""
+        if self.turn_numbers is None:
+            return values
+        own = torch.tensor(self.turn_numbers) != OTHERS
+        return values.where(own, torch.zeros_like(values))
 
     def _place(self, position: int) -> int:
         count = len(self)
