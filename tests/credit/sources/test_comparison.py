@@ -1,5 +1,6 @@
 """Several sources on one text."""
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -108,3 +109,11 @@ def test_sources_need_names_of_their_own() -> None:
         compare([source], PROMPTS, RESPONSES, batch=0)
     with pytest.raises(ValueError, match="4 prompts but 1 responses"):
         compare([source], PROMPTS, RESPONSES[:1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_response_without_words_has_no_correlation() -> None:
+    pair = small_pair()
+    table = compare([ImplicitReward(pair), Position(pair.tokenizer)], ["Go"], ["..."], words=True)
+    assert list(table.records()) == []
+    assert np.isnan(table.correlations()).all()

@@ -376,3 +376,16 @@ def test_a_pair_without_a_reference_is_refused() -> None:
 def test_lists_must_agree() -> None:
     with pytest.raises(ValueError, match="3 prompts but 2 responses"):
         ImplicitReward(small_pair()).score(PROMPTS, RESPONSES[:2])
+
+
+def test_an_answer_of_several_turns_is_refused_naming_the_row() -> None:
+    prompt = [{"role": "user", "content": PROMPTS[0]}]
+    turns = [
+        {"role": "assistant", "content": "A dull mess."},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "The jokes."},
+    ]
+    for source in every_source(small_pair()):
+        assert source.score([prompt], [turns[:1]])
+        with pytest.raises(UserError, match="row 1: the answer has 3 messages; accepted: text"):
+            source.score([prompt, prompt], [turns[:1], turns])

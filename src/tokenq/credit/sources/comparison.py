@@ -44,12 +44,17 @@ class Comparison:
                 yield place | columns
 
     def correlations(self) -> np.ndarray:
-        """Spearman's rho [S, S] of the sources' blame over all tokens; nan for a constant one."""
+        """Spearman's rho [S, S] of the sources' blame over all tokens.
+
+        nan for a constant one, and for all where there is no token (no word).
+        """
         columns = [
             torch.cat([row.scores[name] for row in self.rows]).double().numpy()
             * (1.0 if direction == "suspicious" else -1.0)
             for name, direction in self.higher.items()
         ]
+        if not columns[0].size:
+            return np.full((len(columns), len(columns)), np.nan)
         ranks = np.stack([stats.rankdata(column) for column in columns])
         centred = ranks - ranks.mean(1, keepdims=True)
         norms = np.linalg.norm(centred, axis=1)

@@ -113,12 +113,14 @@ def encoded_rows(
 ) -> list[EncodedResponse]:
     """Tokenise rows of at most `longest` tokens.
 
-    Raises RowError, ValueError for lists of different lengths.
+    Raises RowError, also for an answer of several messages, ValueError for lists of different
+    lengths.
     """
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses")
     rows = []
     for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        check_one_turn(number, response)
         try:
             row = encode(tokenizer, prompt, response)
         except UserError as error:
@@ -134,8 +136,21 @@ def encoded_rows(
     return rows
 
 
+def check_one_turn(number: int, response: str | Messages) -> None:
+    """Raise RowError for an answer of several messages.
+
+    What others wrote in between is no text of the model's, and not to be scored as such.
+    """
+    if not isinstance(response, str) and len(response) > 1:
+        raise RowError(
+            number,
+            f"the answer has {len(response)} messages; accepted: text, or one message (`credit` "
+            "reads answers of several turns)",
+        )
+
+
 def text_of(response: str | Messages) -> str:
-    """The text that offsets refer to: the response, or the content of its last message."""
+    """The text that offsets refer to: the response, or the content of its message."""
     return response if isinstance(response, str) else response[-1]["content"]
 
 

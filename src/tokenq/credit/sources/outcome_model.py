@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tokenq.credit.sources.language_model import encoded_rows, text_of, token_scores
+from tokenq.credit.sources.language_model import (
+    check_one_turn,
+    encoded_rows,
+    text_of,
+    token_scores,
+)
 from tokenq.credit.sources.scores import RowError, TokenScores, TokenSource
 from tokenq.data.encoding import EncodedResponse
 from tokenq.data.formats import Messages
@@ -202,6 +207,7 @@ class OutcomeEncoder:
                 f"the tokenizer of {self.name} gives no character offsets; accepted: a fast "
                 "tokenizer (tokenizer.json)"
             )
+        check_one_turn(number, response)
         if not isinstance(prompt, str):
             raise RowError(
                 number, f"the prompt is messages, {self.name} reads two texts; accepted: text"

@@ -76,7 +76,7 @@ class TokenSource(Protocol):
         """Score responses, in their order.
 
         prompts:   texts, which the responses follow directly, or messages for the chat template
-        responses: texts, or messages that end with the answer
+        responses: texts, or the answer as one message
 
         Raises RowError, a UserError, for a response that is empty, that the chat
         template rewrites, or that is too long with its prompt. All rows given are scored together,
