@@ -254,3 +254,11 @@ def test_the_page_says_what_holds(results: dict[str, Any]) -> None:
     rows = headline_rows(results["tasks"]["planted"], "AUROC within")
     values = [row.entry["measures"]["AUROC within"]["value"] for row in rows]
     assert values == sorted(values, reverse=True)
+
+
+def test_a_word_that_any_seed_has_seen_is_not_unseen_to_their_mean() -> None:
+    tables = [
+        {"items": [], "training": {"pairs": 1, "words": words}}
+        for words in (["dull", "warm"], ["dull", "funny"])
+    ]
+    assert averaged(tables)["training"] == {"pairs": 1, "words": ["dull", "funny", "warm"]}

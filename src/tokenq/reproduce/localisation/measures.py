@@ -90,7 +90,10 @@ def signals_of(tables: Mapping[str, Sequence[Table]]) -> list[Signal]:
 
 
 def averaged(tables: Sequence[Table]) -> Table:
-    """One table whose signals are the means over seeds: what an ensemble of them would say."""
+    """One table whose signals are the means over seeds: what an ensemble of them would say.
+
+    A word that any seed was trained on is no unseen one to the ensemble.
+    """
     items = []
     for versions in zip(*(table["items"] for table in tables), strict=True):
         signals = {
@@ -98,7 +101,8 @@ def averaged(tables: Sequence[Table]) -> Table:
             for name in versions[0]["signals"]
         }
         items.append({**versions[0], "signals": signals})
-    return {"items": items, "training": tables[0]["training"]}
+    words = sorted(set().union(*(table["training"]["words"] for table in tables)))
+    return {"items": items, "training": {**tables[0]["training"], "words": words}}
 
 
 def marked(item: Item, signal: str) -> Marked:
