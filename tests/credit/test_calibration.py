@@ -23,6 +23,7 @@ from tokenq.credit.calibration import (
 )
 from tokenq.credit.localisation import Marked, span_f1
 from tokenq.errors import UserError
+from tokenq.models.fingerprint import weight_hash
 from tokenq.models.pair import Pair, load_pair
 
 SOURCE = BlameSource("policy", "reference", "aa", "bb", 0.1)
@@ -350,3 +351,12 @@ def test_adapter_on_and_off_are_two_models() -> None:
     trained = blame_source(pair, 0.1)
     assert trained.policy_hash != source.policy_hash
     assert trained.reference_hash == source.reference_hash
+
+
+def test_converted_weights_are_hashed_again() -> None:
+    pair = small_pair()
+    before = blame_source(pair, 0.1)
+    pair.policy.to(torch.bfloat16)
+    after = blame_source(pair, 0.1)
+    assert after.policy_hash == weight_hash(pair.policy) != before.policy_hash
+    assert after.reference_hash == before.reference_hash

@@ -382,7 +382,8 @@ def check_enough(
 def blame_source(pair: Pair, beta: float, estimator: str = "plain") -> BlameSource:
     """What the blame of a loaded pair is computed with.
 
-    The weights are hashed once, and again after they were changed by an optimiser.
+    The weights are hashed once, and again after they were changed by an optimiser or converted
+    (not after a change in place of a tensor's `.data`, which leaves no trace).
     """
     reference = reference_of(pair)
     return BlameSource(
@@ -450,7 +451,7 @@ def _worst(blames: Sequence[float], tolerance: float, gap: int) -> float:
 
 
 _hashes: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], tuple[int, str]]] = WeakKeyDictionary()
-"""Of each model, by the adapters that are on: the version of its weights, and their hash."""
+"""Of each model, by the adapters that are on: the state of its weights, and their hash."""
 
 
 def _current_hash(model: nn.Module | AdapterOff) -> str:
@@ -460,11 +461,13 @@ def _current_hash(model: nn.Module | AdapterOff) -> str:
     else:
         module = model
         adapters = ("on", *module.active_adapters) if isinstance(module, PeftModel) else ()
-    # Every change in place counts a tensor's version up.
-    version = sum(each._version for each in module.parameters())
+    # A change in place counts a tensor's version up; a conversion gives it other memory.
+    state = hash(
+        tuple((each._version, each.data_ptr(), each.dtype) for each in module.parameters())
+    )
     known = _hashes.setdefault(module, {})
-    if adapters not in known or known[adapters][0] != version:
-        known[adapters] = version, weight_hash(model)
+    if adapters not in known or known[adapters][0] != state:
+        known[adapters] = state, weight_hash(model)
     return known[adapters][1]
 
 
