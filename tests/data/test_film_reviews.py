@@ -40,6 +40,16 @@ def test_chosen_is_rated_higher_by_the_gap(gap: float, by_text: dict[str, Snippe
         assert row["rejected_rating"] == by_text[row["rejected"]].mean
 
 
+def test_pairs_of_given_texts_are_those_of_their_split(film_snippets: SnippetTable) -> None:
+    own = [snippet for snippet in film_snippets.kept if snippet.split == "test"]
+    found = film_reviews.pairs_of(own)
+    assert {(better.text, worse.text) for better, worse in found} == {
+        (row["chosen"].strip(), row["rejected"].strip()) for row in load("test", TEXT)
+    }
+    assert found == film_reviews.pairs_of(own)
+    assert film_reviews.pairs_of(own[:1]) == []
+
+
 def test_no_text_is_in_two_splits() -> None:
     seen = Counter(text for split in SPLITS for text in set(texts(load(split, TEXT))))
     assert max(seen.values()) == 1

@@ -20,6 +20,7 @@ __all__ = [
     "length_correlation",
     "load",
     "longer_wins",
+    "pairs_of",
     "parse_options",
     "snippets",
 ]
@@ -119,6 +120,17 @@ def load(split: str = "train", options: PairOptions | None = None) -> "datasets.
         )
     rows = [_row(chosen, rejected, options, draw) for chosen, rejected in pairs[: options.pairs]]
     return datasets.Dataset.from_list(rows, info=datasets.DatasetInfo(description=ABOUT))
+
+
+def pairs_of(
+    texts: list[Snippet], options: PairOptions | None = None
+) -> list[tuple[Snippet, Snippet]]:
+    """Pairs of the given texts, each the better one first; gap, tolerance, raters, uses and seed
+    are those of `options`."""
+    options = options or PairOptions()
+    draw = random.Random(options.seed)
+    found = (_judge(pair, options, draw) for pair in _matched(texts, options, draw))
+    return [pair for pair in found if pair]
 
 
 def length_correlation(pairs: "datasets.Dataset") -> float:

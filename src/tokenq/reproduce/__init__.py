@@ -9,6 +9,7 @@ EXPERIMENTS = {
     "objectives": "every objective on the same film review pairs, held-out measures",
     "reference": "the reference policy: beta, none, stronger, mismatched",
     "credit": "what credit says of single tokens, against what people and planted errors say",
+    "uses": "what credit is worth for ranking responses, cleaning labels and locating errors",
     "bmc": "bridged pairs and token weights, with the truth known for every token",
 }
 """Name (also the module in `tokenq.reproduce`) and what it shows."""
