@@ -6,24 +6,34 @@ from pathlib import Path
 import pytest
 
 from tokenq.cli.main import main
+from tokenq.data import debian
 from tokenq.errors import UserError
 from tokenq.reproduce.credit import QUICK, TASKS, _tasks
 from tokenq.reproduce.localisation.arms import ARMS, SIZE_ARMS, chosen_arms
 from tokenq.reproduce.localisation.settings import Settings
 
 
-def test_tasks_of_people_are_left_out_without_their_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_without_data_are_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nothing() -> None:
+        raise UserError("no package archive here")
+
+    monkeypatch.setattr(debian, "read", nothing)
     monkeypatch.delenv("TOKENQ_DATA", raising=False)
     tasks, missing = _tasks(None)
-    assert missing == ["summedits", "qa"]
+    assert set(missing) == {"planted", "summedits", "qa"}
+    assert missing["planted"] == "no package archive here"
     assert set(tasks) == set(TASKS) - set(missing)
-    monkeypatch.setenv("TOKENQ_DATA", "anywhere")
-    assert _tasks(None) == (list(TASKS), [])
+    for folder in ("summedits", "finegrained_qa"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("TOKENQ_DATA", str(tmp_path))
+    assert set(_tasks(None)[1]) == {"planted"}
 
 
 def test_a_task_that_is_named_must_have_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKENQ_DATA", raising=False)
-    with pytest.raises(UserError, match=r"--tasks: qa needs .* TOKENQ_DATA"):
+    with pytest.raises(UserError, match=r"--tasks: qa: .* TOKENQ_DATA"):
         _tasks(["film", "qa"])
 
 

@@ -1,11 +1,12 @@
 """Where token credit is right: trained on labels of whole responses, judged by truth of tokens."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from tokenq.data import debian
+from tokenq.data.human_labels import labels_folder
 from tokenq.errors import UserError
 from tokenq.report.progress import progress_bar
 from tokenq.reproduce.adapter_training import Recipe
@@ -30,8 +31,8 @@ TASKS = (*ARMS, TABULAR)
 WORLDS = 10
 """Token MDPs that are drawn and solved."""
 QUICK_WORLD = World(prompts=2, horizon=2, pairs=(50,), objectives=("dpo",), iterations=20)
-_OF_PEOPLE = ("summedits", "qa")
-"""Tasks whose data lies in the folder that TOKENQ_DATA names."""
+_OF_PEOPLE = {"summedits": "summedits", "qa": "finegrained_qa"}
+"""Tasks whose data lies in the folder that TOKENQ_DATA names, and its folder there."""
 _SMALL = Recipe(batch_size=4, learning_rate=1e-3, lora_r=4)
 QUICK = Settings(
     layers=1,
@@ -104,22 +105,31 @@ def _tabular(run: Run, world: World) -> dict[str, Any]:
     return summary(found)
 
 
-def _tasks(names: list[str] | None) -> tuple[list[str], list[str]]:
-    """Tasks to run, and those that are left out for want of data.
+def _tasks(names: list[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Tasks to run, and those that are left out for want of data, with the reason.
 
     Raises UserError for an unknown name, or for a task that is named and has no data.
     """
     for name in names or ():
         if name not in TASKS:
             raise UserError(f"--tasks: {name!r} is unknown; accepted: {', '.join(TASKS)}")
-    there = bool(os.environ.get("TOKENQ_DATA"))
-    missing = [name for name in names or TASKS if name in _OF_PEOPLE and not there]
-    if names and missing:
-        raise UserError(
-            f"--tasks: {', '.join(missing)} needs the data of people's labels; accepted: "
-            "TOKENQ_DATA set to the folder that holds it"
-        )
+    missing = {}
+    for name in names or TASKS:
+        try:
+            _check_data(name)
+        except UserError as error:
+            if names:
+                raise UserError(f"--tasks: {name}: {error}") from error
+            missing[name] = str(error)
     return [name for name in names or TASKS if name not in missing], missing
+
+
+def _check_data(task: str) -> None:
+    """Raise UserError if the data of a task cannot be had; training has not begun yet."""
+    if task in _OF_PEOPLE:
+        labels_folder(_OF_PEOPLE[task])
+    elif task == "planted":
+        debian.read()
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

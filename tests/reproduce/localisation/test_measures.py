@@ -221,7 +221,7 @@ def results() -> dict[str, Any]:
         "settings": {"film": {"model": "tiny", "layers": 1}},
         "seeds": [0, 1],
         "resamples": 20,
-        "missing": ["qa"],
+        "missing": {"qa": "no data"},
         "tasks": {
             "film": analysis.words(tables(lambda seed: film_items(seed + 0.1)), 20),
             "planted": analysis.localisation(tables(lambda seed: planted_items(seed=seed)), 20),
@@ -250,7 +250,7 @@ def test_the_page_says_what_holds(results: dict[str, Any]) -> None:
     assert "| expected | film, Spearman | planted, AUROC within | planted, AP within |" in text
     [line] = [each for each in text.splitlines() if "tells more than chance" in each]
     assert line.split(" | ")[2] == "+ +0.500 [+0.500, +0.500]"
-    assert "Left out, for want of the data that TOKENQ_DATA names: qa" in text
+    assert "Left out for want of data: qa." in text
     rows = headline_rows(results["tasks"]["planted"], "AUROC within")
     values = [row.entry["measures"]["AUROC within"]["value"] for row in rows]
     assert values == sorted(values, reverse=True)

@@ -59,10 +59,9 @@ SIZE_ARMS = (
 PLANTED_ARMS = (
     CreditArm("dpo, loose pairs", "dpo", variant="loose"),
     CreditArm("dpo, number and antonym", "dpo", share=1.0, variant="number+antonym"),
-    CreditArm("dpo, entity and position", "dpo", share=1.0, variant="entity+position"),
 )
-"""Pairs that differ in more than the detail; and two halves of the kinds of edit, each of which
-leaves the other as a kind that training has not seen."""
+"""Pairs that differ in more than the detail; and two of the kinds of error alone, which leaves the
+other two as kinds that training has not seen."""
 
 _FILM_ONLY = ("q_rm", "sigmoid_norm", "cpl, bias 0.5", "cpl, bias 1")
 """Objectives left to the film reviews, as are the sizes: prompts of the other tasks differ from row
@@ -102,5 +101,6 @@ def chosen_arms(task: str, names: list[str] | None) -> list[CreditArm]:
     known = {arm.name for arms in ARMS.values() for arm in arms}
     for name in names or ():
         if name not in known:
-            raise UserError(f"--arms: {name!r} is unknown; accepted: {', '.join(sorted(known))}")
+            accepted = ", ".join(map(repr, sorted(known)))
+            raise UserError(f"--arms: {name!r} is unknown; accepted: {accepted}")
     return [arm for arm in ARMS[task] if names is None or arm.name in names]

@@ -74,7 +74,7 @@ def _what_was_done(results: dict[str, Any]) -> str:
         return "Token MDPs only."
     known = next(iter(results["settings"].values()))
     missing = (
-        f" Left out, for want of the data that TOKENQ_DATA names: {', '.join(results['missing'])}."
+        f" Left out for want of data: {', '.join(results['missing'])}."
         if results["missing"]
         else ""
     )
