@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenq.credit.estimators import ESTIMATORS
 from tokenq.credit.localisation import Estimate, Metric, mean_average_precision
-from tokenq.reproduce.localisation.arms import DPO
+from tokenq.reproduce.localisation.arms import DPO, REWARD_MODEL
 from tokenq.reproduce.localisation.measures import (
     Localisation,
     Signal,
@@ -65,6 +65,7 @@ def words(tables: TaskTables, resamples: int) -> dict[str, Any]:
     """Results of a task whose truth is the human valence of words."""
     items = next(iter(tables.values()))[0]["items"]
     known = Words(items, resamples=resamples)
+    tables = _with_unseen_words(tables)
     return {
         "texts": len(items),
         "places": sum(len(item["words"]) for item in items),
@@ -72,6 +73,17 @@ def words(tables: TaskTables, resamples: int) -> dict[str, Any]:
         "arms": _measured(_signals(tables), known.measures),
         "pairs": _pairs(tables),
     }
+
+
+def _with_unseen_words(tables: TaskTables) -> TaskTables:
+    """The untrained model is read on the words that DPO's pairs of the seed do not hold."""
+    if DPO.name not in tables or START not in tables:
+        return tables
+    start = [
+        {**own, "training": {**own["training"], "words": trained["training"]["words"]}}
+        for own, trained in zip(tables[START], tables[DPO.name], strict=True)
+    ]
+    return {**tables, START: start}
 
 
 def _signals(tables: TaskTables) -> list[Signal]:
@@ -124,8 +136,8 @@ def chosen_estimators(
     """The estimator that is best on one half of the texts, and what it is above plain DPO on the
     other, for both halves: a choice that has not seen what it is judged on.
 
-    Estimators are those of `credit`, of every arm that is trained on the true labels of whole
-    responses with the usual pairs.
+    Estimators are those of `credit`, of the arms that are trained on the true labels of the usual
+    pairs. They need no label of a token; the choice between them does.
     """
     candidates = [each for each in signals if _is_candidate(each)]
     baseline = next((s for s in candidates if (s.arm, s.name) == (DPO.name, PLAIN)), None)
@@ -142,11 +154,13 @@ def chosen_estimators(
     return found
 
 
+_CANDIDATE_ARMS = (DPO.name, ENSEMBLE, "tdpo", "bmc", "implicit_prm", REWARD_MODEL)
+
+
 def _is_candidate(signal: Signal) -> bool:
-    fair = signal.arm in (ENSEMBLE,) or not any(
-        mark in signal.arm for mark in ("coin", "of the pairs", "sft", START, ",")
+    return signal.arm in _CANDIDATE_ARMS and (
+        signal.name in ESTIMATORS or signal.name == "prefix difference"
     )
-    return fair and (signal.name in ESTIMATORS or signal.name in ("logit", "prefix difference"))
 
 
 def _by_arm(entries: Mapping[tuple[str, str], Any]) -> dict[str, Any]:

@@ -258,6 +258,7 @@ def _surface_parts(_name: str, task: dict[str, Any]) -> list[str]:
     arms = list(task)
     kinds = list(task[arms[0]]["accuracy"])
     head = ["better text", *(f"{arm}: pairs ordered" for arm in arms)]
+    head += [f"{arm}: above unchanged" for arm in arms]
     head += [f"{arm}: change, of a margin" for arm in arms]
     lines = []
     for kind in kinds:
@@ -266,11 +267,14 @@ def _surface_parts(_name: str, task: dict[str, Any]) -> list[str]:
             [
                 "as it is" if kind == "chosen" else kind.replace("_", " "),
                 *(_interval(task[arm]["accuracy"].get(kind)) for arm in arms),
+                *(_interval(task[arm]["less unchanged"].get(kind), sign=True) for arm in arms),
                 *(f"{each['mean']:+.2f} ({each['size']:.2f})" if each else "" for each in shifts),
             ]
         )
     note = (
-        "Pairs ordered: share whose better text, so changed, has the higher reward. Change: mean "
+        "Pairs ordered: share whose better text, so changed, has the higher reward, of the pairs "
+        "that the change changes; above unchanged: less the share of the same pairs as they are. "
+        "Change: mean "
         "change of that text's reward, and in brackets its mean size, as a multiple of the mean "
         "size of the difference between the two texts of a pair."
     )
@@ -338,7 +342,8 @@ def _choice(task: dict[str, Any]) -> str:
     note = (
         "**A better estimator, chosen without looking.** Of all estimators and all objectives "
         "trained on the true labels, the one with the best AP within a text on one half of the "
-        "texts, judged on the other half:"
+        "texts, judged on the other half. The estimators themselves need no label of a token; this "
+        "choice uses those of one half:"
     )
     return f"{note}\n\n" + _table(
         ["judged on", "chosen on the other half", "AP above plain"], lines
@@ -371,7 +376,9 @@ def _false_alarms(task: dict[str, Any]) -> str:
     note = (
         "**False alarms.** A threshold that flags something in at most "
         f"{100 * RATE:g} % of the true texts of one half (split conformal), used on the other "
-        "half: share of texts with anything flagged. Then, without a threshold, the probability "
+        "half: share of texts with anything flagged. Several texts of one group are not "
+        "exchangeable with others, so that the rate is approximate where groups are few. Then, "
+        "without a threshold, the probability "
         "that the largest score of an erroneous text is above that of a true one; and that a "
         "token of an error scores above a token of a harmless edit."
     )

@@ -21,6 +21,7 @@ def surface_measures(
 
     accuracy: share of pairs whose better text, changed or not, has the higher reward; of the pairs
               whose better text a change changes
+    less unchanged: what that is above the share of the same pairs as they are
     shift:    change of the better text's reward, and its size, both as a multiple of the mean size
               of the difference between the two texts of a pair
     """
@@ -45,20 +46,16 @@ def _rewards(table: Table, signal: str) -> _Rewards:
 
 
 def _of_arm(seeds: Sequence[_Rewards], bootstrap: Bootstrap) -> dict[str, Any]:
-    found: dict[str, Any] = {"accuracy": {}, "shift": {}}
+    found: dict[str, Any] = {"accuracy": {}, "less unchanged": {}, "shift": {}}
     for kind in (CHOSEN, *CHANGES):
-        wins = [
-            [
-                Marked([(np.sign(own[kind] - own[REJECTED]) + 1) / 2], [False], group)
-                for group, own in rewards.items()
-                if kind in own
-            ]
-            for rewards in seeds
-        ]
+        wins = [_wins(rewards, kind, kind) for rewards in seeds]
         if not all(wins):
             continue
         accuracy: Estimate = bootstrap(wins, share)
         found["accuracy"][kind] = accuracy.to_dict()
+        if kind != CHOSEN:
+            unchanged = bootstrap([_wins(rewards, CHOSEN, kind) for rewards in seeds], share)
+            found["less unchanged"][kind] = accuracy.minus(unchanged).to_dict()
     for kind in (kind for kind in CHANGES if kind in found["accuracy"]):
         shifts = [_shifts(rewards, kind) for rewards in seeds]
         found["shift"][kind] = {
@@ -66,6 +63,16 @@ def _of_arm(seeds: Sequence[_Rewards], bootstrap: Bootstrap) -> dict[str, Any]:
             "size": float(np.mean([np.abs(each).mean() for each in shifts])),
         }
     return found
+
+
+def _wins(rewards: _Rewards, kind: str, where: str) -> list[Marked]:
+    """1 for each pair whose text of this kind is above the worse one, of pairs that have `where`;
+    ties half."""
+    return [
+        Marked([(np.sign(own[kind] - own[REJECTED]) + 1) / 2], [False], group)
+        for group, own in rewards.items()
+        if where in own
+    ]
 
 
 def _shifts(rewards: _Rewards, kind: str) -> np.ndarray:
