@@ -31,7 +31,7 @@ from tokenq.reproduce.credit_uses.film import (
     read_by_reference,
     relabelled,
 )
-from tokenq.reproduce.credit_uses.locating import PLAIN, SIGNALS, judged, locating
+from tokenq.reproduce.credit_uses.locating import PLAIN, SIGNALS, SURPRISAL, judged, locating
 from tokenq.reproduce.credit_uses.ranking import BEST, LONGER, RANDOM, ranking, rating_of_first
 from tokenq.reproduce.credit_uses.settings import QUICK
 from tokenq.reproduce.localisation import tasks
@@ -235,7 +235,7 @@ def test_spans_of_a_signal_that_tells_errors_but_not_harmless_edits(
     assert measures["flagged truthful"]["value"] <= 0.2
     assert measures["flagged consistent"]["value"] == 1
     assert [measures[name]["value"] for name in ("flagged", "touched", "F1")] == [1, 1, 1]
-    assert found["rates"]["0.1"][PLAIN]["less surprisal"]["touched"]["value"] == 0
+    assert found["rates"]["0.1"][PLAIN]["less"][SURPRISAL]["touched"]["value"] == 0
 
 
 def packages(options: object) -> Task:

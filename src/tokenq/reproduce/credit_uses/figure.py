@@ -28,6 +28,7 @@ _JUDGES = {
     REFERENCE: ("reference likelihood", "#8c5fa8"),
 }
 _KINDS = {"truthful": "-", "paraphrase": "--", "consistent": ":"}
+_STEP = 0.025
 _COLORS = ("#2f7fc1", "#8fb8dc", "#c1702f", "#8c5fa8", "#5a8f4e")
 
 
@@ -48,8 +49,9 @@ def _rank(axes: "Axes", ranking: Mapping[str, Any]) -> None:
         found = [own["rating"][name] for own in ranking.values()]
         _points(axes, range(len(found)), found, label, color, line)
     axes.set_xticks(range(len(ranking)), list(ranking))
+    axes.set_ylim(top=4)
     axes.set(title="rank", xlabel="texts in a group", ylabel="mean rating of the first, -4..4")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncols=2, loc="upper left")
 
 
 def _clean(axes: "Axes", cleaning: Mapping[str, Any]) -> None:
@@ -60,8 +62,9 @@ def _clean(axes: "Axes", cleaning: Mapping[str, Any]) -> None:
         _points(axes, places, found, label, color, "-")
     axes.set_xticks(range(len(rates)), rates)
     axes.axhline(0.5, color="#888888", lw=0.8)
+    axes.set_ylim(0.2, 1)
     axes.set(title="clean", xlabel="% of labels exchanged", ylabel="AUROC of exchanged labels")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncols=2, loc="lower left")
 
 
 def _false_alarms(axes: "Axes", locating: Mapping[str, Any]) -> None:
@@ -101,8 +104,11 @@ def _points(
     color: str,
     line: str,
 ) -> None:
-    axes.plot(places, [each["value"] for each in found], line, marker="o", ms=4, color=color)
-    axes.lines[-1].set_label(label)
-    for place, each in zip(places, found, strict=True):
+    """A line with its intervals, set off so that those of several lines stand side by side."""
+    number = len(axes.get_legend_handles_labels()[0])
+    moved = [place + _STEP * number for place in places]
+    values = [each["value"] for each in found]
+    axes.plot(moved, values, line, marker="o", ms=4, color=color, label=label)
+    for place, each in zip(moved, found, strict=True):
         if each["low"] is not None:
             axes.plot([place, place], [each["low"], each["high"]], color=color, lw=0.9)

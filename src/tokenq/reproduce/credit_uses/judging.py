@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tokenq.reproduce.credit_uses.locating import PLAIN
+from tokenq.reproduce.credit_uses.locating import BY_COIN, PLAIN, SURPRISAL
 from tokenq.reproduce.credit_uses.ranking import BEST, PER_TOKEN, RANDOM
 from tokenq.reproduce.findings import Finding, judged
 from tokenq.reproduce.statistics import Estimate
@@ -53,17 +53,28 @@ def _of_locating(locating: Mapping[str, Any]) -> list[Finding]:
                 judged(
                     f"locate: at most {100 * float(rate):g} % of {kind} summaries are flagged",
                     "stated rate less realised, plain credit",
-                    _below(float(rate), measured),
+                    _turned(measured, float(rate)),
                 )
             )
-        touched = own[PLAIN]["less surprisal"]["touched"]
-        found.append(
+        less = own[PLAIN]["less"]
+        at = f"locate: at {100 * float(rate):g} %"
+        found += [
             judged(
-                f"locate: at {100 * float(rate):g} %, more errors are met than by surprisal",
+                f"{at}, more errors are met than by surprisal",
                 "share of wrong summaries, plain credit less surprisal",
-                _plain(touched),
-            )
-        )
+                _plain(less[SURPRISAL]["touched"]),
+            ),
+            judged(
+                f"{at}, more errors are met than with labels by coin",
+                "share of wrong summaries, plain credit less credit by coin labels",
+                _plain(less[BY_COIN]["touched"]),
+            ),
+            judged(
+                f"{at}, fewer reworded summaries are flagged than by surprisal",
+                "share of reworded summaries, surprisal less plain credit",
+                _turned(less[SURPRISAL]["flagged paraphrase"]),
+            ),
+        ]
     return found
 
 
@@ -76,7 +87,8 @@ def _plain(value: Mapping[str, Any]) -> Estimate:
     }
 
 
-def _below(bound: float, value: Mapping[str, Any]) -> Estimate:
+def _turned(value: Mapping[str, Any], bound: float = 0.0) -> Estimate:
+    """`bound` less the value."""
     known = value["low"] is not None
     return {
         "mean": bound - value["value"],

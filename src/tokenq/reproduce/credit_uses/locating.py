@@ -27,7 +27,8 @@ SIGNALS = {
     "word not in the prompt": (START, "not in the prompt"),
 }
 """What is calibrated: its title, arm and signal. The last three are controls."""
-PLAIN, SURPRISAL = "credit, plain", "surprisal of the untrained model"
+PLAIN, BY_COIN = "credit, plain", "credit by coin labels, plain"
+SURPRISAL = "surprisal of the untrained model"
 GOOD = TRUE_WORDINGS[0]
 """The kind of summary that calibrates."""
 
@@ -87,10 +88,13 @@ def locating(
         results["rates"][f"{rate:g}"] = {
             title: {
                 "measures": {name: each.to_dict() for name, each in measures.items()},
-                "less surprisal": {
-                    name: each.minus(estimates[SURPRISAL][name]).to_dict()
-                    for name, each in measures.items()
-                    if title != SURPRISAL
+                "less": {
+                    control: {
+                        name: each.minus(estimates[control][name]).to_dict()
+                        for name, each in measures.items()
+                    }
+                    for control in (SURPRISAL, BY_COIN)
+                    if control != title
                 },
             }
             for title, measures in estimates.items()

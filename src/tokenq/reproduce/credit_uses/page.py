@@ -143,7 +143,7 @@ def _shares(cleaning: Mapping[str, Any]) -> str:
                         f"{each['estimate']:.2f} [{each['low']:.2f}, {each['high']:.2f}]"
                         for each in shares
                     ),
-                    f"{inside} of {len(shares)}",
+                    f"{inside} of {len(shares)}" if float(rate) else "",
                     f"{measured['warned']} of {len(shares)}",
                 ]
             )

@@ -24,7 +24,7 @@ class FilmUse:
     groups: tuple[int, ...] = (2, 4, 8)
     rates: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)
     memorised: int = 80
-    control: tuple[float, ...] = (0.1, 0.2, 0.3)
+    control: tuple[float, ...] = (0.2,)
     epochs: int = 2
 
     @property
