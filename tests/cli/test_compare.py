@@ -152,7 +152,9 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     assert message in capsys.readouterr().err
 
 
-def test_a_reward_model_beside_them(models: list[str], data: Path, tmp_path: Path) -> None:
+def test_a_reward_model_beside_them(
+    models: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
     from small_pairs import config
     from transformers import AutoModelForSequenceClassification
@@ -168,3 +170,9 @@ def test_a_reward_model_beside_them(models: list[str], data: Path, tmp_path: Pat
     side = lines(out / "sources.jsonl")[1]["responses"]["chosen"]
     [name] = [name for name in side["scores"] if name.startswith("outcome model")]
     assert len(side["scores"][name]) == len(side["offsets"])
+
+    # Trained further in the same folder, it is another model: its scores are not mixed in.
+    AutoModelForSequenceClassification.from_config(settings).save_pretrained(tmp_path / "rm")
+    capsys.readouterr()
+    assert main([*command, "--outcome_model", str(tmp_path / "rm"), "--limit", "2"]) == 2
+    assert "its outcome_hash is" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from tokenq.report.progress import progress_bar
 from tokenq.storage import check_writable, write_text
 
 if TYPE_CHECKING:
-    from tokenq.credit.sources import Agreement, TokenSource
+    from tokenq.credit.sources import Agreement, OutcomeEncoder, OutcomeModel, TokenSource
     from tokenq.models.pair import Pair
 
 SOURCES = {
@@ -68,11 +68,12 @@ def main(argv: list[str]) -> int:
     from tokenq.models.fingerprint import weight_hash
     from tokenq.models.pair import reference_of
 
-    sources = [_source(name, pair, arguments.beta) for name in names] + outcome
+    sources = [*(_source(name, pair, arguments.beta) for name in names), *outcome]
     settings = {
         "policy_hash": weight_hash(pair.policy),
         "reference_hash": weight_hash(reference_of(pair)),
         "outcome_model": arguments.outcome_model,
+        "outcome_hash": weight_hash(outcome[0].model) if outcome else None,
         "beta": arguments.beta,
     }
     with progress_bar("Comparing sources", console) as progress:
@@ -157,7 +158,9 @@ def _names(arguments: argparse.Namespace) -> list[str]:
     return names
 
 
-def _outcome_model(arguments: argparse.Namespace) -> list["TokenSource"]:
+def _outcome_model(
+    arguments: argparse.Namespace,
+) -> "list[OutcomeModel | OutcomeEncoder]":
     """The reward model's source. Its refusals come before the pair's weights are read."""
     if arguments.outcome_model is None:
         return []

@@ -16,7 +16,7 @@ from tokenq.credit.sources.language_model import (
     text_of,
     token_scores,
 )
-from tokenq.credit.sources.scores import RowError, TokenScores, TokenSource
+from tokenq.credit.sources.scores import RowError, TokenScores
 from tokenq.data.encoding import EncodedResponse
 from tokenq.data.formats import Messages
 from tokenq.errors import UserError
@@ -36,7 +36,7 @@ def open_outcome_model(
     label: int | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
-) -> TokenSource:
+) -> "OutcomeModel | OutcomeEncoder":
     """The source for a reward model by name: read in one forward, or every prefix by itself.
 
     label: of a classifier with several labels, the one whose log-odds are the reward
@@ -127,7 +127,7 @@ class OutcomeModel:
                 "sequence classifier on a causal backbone (OutcomeEncoder re-scores prefixes)"
             )
         self.name = name
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         self._head = _Head(int(causal_lm(model).config.num_labels or 1), label)
         self._token_budget = token_budget
@@ -136,13 +136,13 @@ class OutcomeModel:
         self, prompts: Sequence[str | Messages], responses: Sequence[str | Messages]
     ) -> list[TokenScores]:
         """Score responses (see :class:`TokenSource`). Unit: the model's own."""
-        longest = _longest(self._model)
+        longest = _longest(self.model)
         rows = encoded_rows(self._tokenizer, prompts, responses, longest)
         texts = [[*row.prompt_ids, *row.response_ids] for row in rows]
         scores: list[Tensor] = [torch.empty(0)] * len(rows)
-        with scoring(self._model):
+        with scoring(self.model):
             for batch in _batches(texts, self._token_budget):
-                logits = _at_every_position(self._model, [texts[number] for number in batch])
+                logits = _at_every_position(self.model, [texts[number] for number in batch])
                 for number, each in zip(batch, logits, strict=True):
                     from_prompt = each[len(rows[number].prompt_ids) - 1 :]
                     scores[number] = self._head.reward(from_prompt).diff()
@@ -170,7 +170,7 @@ class OutcomeEncoder:
         token_budget: int = TOKEN_BUDGET,
     ) -> None:
         self.name = name
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         self._head = _Head(int(causal_lm(model).config.num_labels or 1), label)
         self._token_budget = token_budget
@@ -186,7 +186,7 @@ class OutcomeEncoder:
             raise ValueError(f"{len(prompts)} prompts but {len(responses)} responses")
         pairs = zip(prompts, responses, strict=True)
         texts = [self._encode(number, *pair) for number, pair in enumerate(pairs)]
-        with scoring(self._model):
+        with scoring(self.model):
             scores = [self._rewards(text).diff() for text in texts]
         rows = [EncodedResponse(text.ids, text.response_ids, False, text.offsets) for text in texts]
         return token_scores(rows, responses, scores, self.name, "reward")
@@ -197,7 +197,7 @@ class OutcomeEncoder:
         rewards: list[Tensor] = [torch.empty(0)] * len(prefixes)
         for batch in _batches([ids for ids, _ in prefixes], self._token_budget):
             ids, types = ([prefixes[at][side] for at in batch] for side in (0, 1))
-            for at, logits in zip(batch, _of_whole_texts(self._model, ids, types), strict=True):
+            for at, logits in zip(batch, _of_whole_texts(self.model, ids, types), strict=True):
                 rewards[at] = self._head.reward(logits)
         return torch.cat(rewards)
 
@@ -219,7 +219,7 @@ class OutcomeEncoder:
         place = [at for at, side in enumerate(sides) if side == 1]
         if not place:
             raise RowError(number, "the response has no token; accepted: a text that is not empty")
-        longest = _longest(self._model)
+        longest = _longest(self.model)
         if longest is not None and len(sides) > longest:
             raise RowError(
                 number,
