@@ -409,7 +409,7 @@ def measure(
         except (PackageNotFoundError, ImportError) as error:
             missing[peer.package] = f"{type(error).__name__}: {error}"
             continue
-        ways[name] = partial(_remember, said, name, peer.read)
+        ways[name] = partial(_attempt, name, peer.read, said, missing)
     cost = timed(ways, (*SLOW, *others), rounds, tokens)
     base = cost["plain forward"]["raw"]
     for each in cost.values():
@@ -438,8 +438,14 @@ def measure(
     }
 
 
-def _remember(said: dict[str, Any], name: str, read: Callable[[], Any]) -> None:
-    said[name] = read()
+def _attempt(
+    name: str, read: Callable[[], Any], said: dict[str, Any], missing: dict[str, str]
+) -> None:
+    """Keep what another package says, or why it says nothing: it ends no run."""
+    try:
+        said[name] = read()
+    except Exception as error:
+        missing[name] = f"{type(error).__name__}: {error}"
 
 
 def _say(line: str) -> None:

@@ -36,8 +36,12 @@ def test_the_table_shows_every_signal_with_its_cost(
 ) -> None:
     def one_peer(pair: Any, texts: Any, beta: float) -> dict[str, benchmark.Peer]:
         read = lambda: [torch.zeros(1), None]  # noqa: E731
-        gone = benchmark.Peer("no-such-package", benchmark.PLAIN, -1, read)
-        return {"peer": benchmark.Peer("tokenq", "position", 1, read), "gone": gone}
+        fails = lambda: [][0]  # noqa: E731
+        return {
+            "peer": benchmark.Peer("tokenq", "position", 1, read),
+            "gone": benchmark.Peer("no-such-package", benchmark.PLAIN, -1, read),
+            "broken": benchmark.Peer("tokenq", benchmark.PLAIN, -1, fails),
+        }
 
     monkeypatch.setattr(benchmark, "erroneous", fake_texts)
     monkeypatch.setattr(benchmark, "peers", one_peer)
@@ -57,6 +61,7 @@ def test_the_table_shows_every_signal_with_its_cost(
     assert results["peers"]["peer"]["same_tokens"] == 1
     assert results["peers"]["peer"]["largest_difference"] == 0
     assert "`no-such-package` is not in this run" in page
+    assert "`broken` is not in this run (IndexError" in page
 
 
 def test_estimators_read_at_once_are_those_of_their_sources(folders: list[str]) -> None:
@@ -102,18 +107,26 @@ def test_an_ordinary_model_takes_over_what_an_adapter_learnt(tmp_path: Path) -> 
         assert not torch.allclose(ours, start, atol=1e-2)
 
 
-def test_reward_lens_says_what_we_say(folders: list[str]) -> None:
-    pytest.importorskip("reward_lens")
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("reward_lens", "reward-lens: per_token_rewards"),
+        ("inseq", "inseq: probability"),
+        ("inseq", "inseq: input_x_gradient"),
+    ],
+)
+def test_other_packages_say_what_we_say(package: str, name: str, folders: list[str]) -> None:
+    pytest.importorskip(package)
     pair = benchmark.loaded_pair(*folders)
+    for model in (pair.policy, pair.reference):
+        model.config.bos_token_id = 1  # inseq reads no model without one
     asked = ("Say: the film", "Think: a long scene")
     tests = [TestText(each, each, "bad", each, " is dull", ((4, 8),)) for each in asked]
     # The blank is one token with the word behind it, so that the joined text is cut otherwise.
     tests.append(TestText("c", "c", "bad", "Say: the film ", "is dull", ((3, 7),)))
     material = benchmark.Material.of(tests, pair.tokenizer)
-    ours = benchmark.read_all(pair, material, BETA)[benchmark.PLAIN]
-    peer = benchmark.peers(pair, material.texts(pair.tokenizer), BETA)[
-        "reward-lens: per_token_rewards"
-    ]
+    peer = benchmark.peers(pair, material.texts(pair.tokenizer), BETA)[name]
+    ours = benchmark.read_all(pair, material, BETA)[peer.ours]
     found = benchmark.agreement(peer, peer.read(), ours)
     assert (found["same_tokens"], found["texts"]) == (2, 3)
     assert found["largest_difference"] < 1e-4
