@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from tokenq.credit.aggregation import word_spans
 from tokenq.reproduce.localisation import analysis
@@ -197,6 +198,18 @@ def test_words_agree_with_their_valence_and_unseen_ones_are_counted_alone() -> N
     for each in items:
         each["signals"]["other"] = [-value for value in each["signals"]["plain"]]
     assert known.measures(turned)["Spearman"].value == pytest.approx(-1.0)
+
+
+def test_agreement_of_words_is_the_rank_correlation_of_their_means() -> None:
+    items = film_items(2.0)
+    found = Words(items, resamples=20).measures(Signal("dpo", "plain", [table(items)]))
+    values: dict[str, list[float]] = {}
+    for each in items:
+        for word, value in zip(each["text"].split(), each["signals"]["plain"], strict=False):
+            values.setdefault(word, []).append(value)
+    means = [-np.mean(values[word]) for word in VALENCE]
+    expected = stats.spearmanr(means, list(VALENCE.values())).statistic
+    assert found["Spearman"].value == pytest.approx(expected)
 
 
 def test_a_flat_signal_tells_nothing_of_words() -> None:
