@@ -30,9 +30,10 @@ def page(results: dict[str, Any]) -> str:
     pairs = next(iter(results["clean"].values()))["judges"][POLICY]["pairs"]
     return f"""
 {settings["model"]}, LoRA on the linear layers of its last {settings["layers"]} decoder layers,
-trained with DPO; {seeds} seeds. Each number is a mean over seeds. Intervals (95 %) are bootstraps
-over groups, pairs or packages, which all seeds and all signals share; they tell how the number
-depends on the texts drawn, not on training, which `results.json` has by seed.
+trained with DPO; {seeds} seeds. The policies of ranking, cleaning and locating are those of
+`tokenq reproduce credit` (same settings and seeds). Each number is a mean over seeds. Intervals
+(95 %) are bootstraps over groups, pairs or packages, which all seeds and all signals share; they
+tell how the number depends on the texts drawn, not on training, which `results.json` has by seed.
 
 ## Rank
 
