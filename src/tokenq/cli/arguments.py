@@ -1,6 +1,7 @@
 """Arguments that several commands share, and what they load."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
@@ -48,6 +49,32 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     )
     models.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0")
     models.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+
+
+def add_data_arguments(
+    parser: argparse.ArgumentParser, title: str, out: str, *, required: bool = True
+) -> argparse._ArgumentGroup:
+    """Add a data set and where results go, and return the group for what a command adds.
+
+    title: of the group; out: what the folder of results is for; required: data and folder are
+    """
+    data = parser.add_argument_group(title)
+    data.add_argument(
+        "--data",
+        required=required,
+        help=".jsonl, .json, .csv, .parquet, a folder, a hub name, bundled:NAME",
+    )
+    data.add_argument("--split", default="train", help="split of a folder, hub or bundled set")
+    data.add_argument("--config", help="configuration of a hub data set")
+    data.add_argument("--limit", type=int, help="at most so many rows")
+    data.add_argument("--out", type=Path, required=required, help=out)
+    data.add_argument(
+        "--skip_bad_rows",
+        "--skip-bad-rows",
+        action="store_true",
+        help="leave out rows that are malformed (see OUT/rejects.jsonl) or cannot be scored",
+    )
+    return data
 
 
 def check_reference(arguments: argparse.Namespace) -> None:

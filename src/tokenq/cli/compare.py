@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tokenq.cli.arguments import (
     CommandParser,
+    add_data_arguments,
     add_model_arguments,
     check_reference,
     count_rows,
@@ -103,24 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "share can be seen: OUT/sources.jsonl and how alike they rank the tokens.",
     )
     add_model_arguments(parser)
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        required=True,
-        help=".jsonl, .json, .csv, .parquet, a folder, a hub name, bundled:NAME",
-    )
-    data.add_argument("--split", default="train", help="split of a folder, hub or bundled set")
-    data.add_argument("--config", help="configuration of a hub data set")
-    data.add_argument("--limit", type=int, help="at most so many rows")
-    data.add_argument(
-        "--out", type=Path, required=True, help="folder for sources.jsonl and summary.json"
-    )
-    data.add_argument(
-        "--skip_bad_rows",
-        "--skip-bad-rows",
-        action="store_true",
-        help="leave out rows that are malformed or cannot be scored",
-    )
+    add_data_arguments(parser, "data", "folder for sources.jsonl and summary.json")
     reading = parser.add_argument_group("sources")
     listed = "; ".join(f"{name}: {text}" for name, text in SOURCES.items())
     reading.add_argument(

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from tokenq.cli.arguments import (
     CommandParser,
+    add_data_arguments,
     add_model_arguments,
     check_reference,
     count_rows,
@@ -44,19 +45,14 @@ def _parser() -> argparse.ArgumentParser:
         "reference: beta * (log pi - log pi_ref) of each token, in nats times beta.",
     )
     add_model_arguments(parser)
-    data = parser.add_argument_group("a data set")
-    data.add_argument(
-        "--data", help=".jsonl, .json, .csv, .parquet, a folder, a hub name, bundled:NAME"
+    data = add_data_arguments(
+        parser, "a data set", "folder for credit.jsonl, index.html, summary.json", required=False
     )
-    data.add_argument("--split", default="train", help="split of a folder, hub or bundled set")
-    data.add_argument("--config", help="configuration of a hub data set")
-    data.add_argument("--limit", type=int, help="at most so many rows")
     data.add_argument(
         "--streaming",
         action="store_true",
         help="read rows as they are used: memory does not grow with the data set",
     )
-    data.add_argument("--out", type=Path, help="folder for credit.jsonl, index.html, summary.json")
     data.add_argument(
         "--parquet", action="store_true", help="also write OUT/credit.parquet, one row a response"
     )
@@ -67,12 +63,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ESTIMATOR",
         help="also write OUT/columns.parquet: the rows as token ids with their credit, for "
         "objectives that weigh tokens (plain without a name)",
-    )
-    data.add_argument(
-        "--skip_bad_rows",
-        "--skip-bad-rows",
-        action="store_true",
-        help="set malformed rows aside in OUT/rejects.jsonl",
     )
     data.add_argument(
         "--max_length",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tokenq.cli.arguments import (
+    add_data_arguments,
     add_model_arguments,
     check_reference,
     count_rows,
@@ -43,22 +44,7 @@ class Scored:
 def add_scoring_arguments(parser: argparse.ArgumentParser, rows: str) -> None:
     """Add models, data, and how they are scored; `rows`: what the data should hold."""
     add_model_arguments(parser, required=False)
-    data = parser.add_argument_group(f"data: {rows}")
-    data.add_argument(
-        "--data",
-        required=True,
-        help=".jsonl, .json, .csv, .parquet, a folder, a hub name, bundled:NAME",
-    )
-    data.add_argument("--split", default="train", help="split of a folder, hub or bundled set")
-    data.add_argument("--config", help="configuration of a hub data set")
-    data.add_argument("--limit", type=int, help="at most so many rows")
-    data.add_argument("--out", type=Path, required=True, help="folder for what is written")
-    data.add_argument(
-        "--skip_bad_rows",
-        "--skip-bad-rows",
-        action="store_true",
-        help="set malformed rows aside in OUT/rejects.jsonl",
-    )
+    add_data_arguments(parser, f"data: {rows}", "folder for what is written")
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument(
         "--credit",
