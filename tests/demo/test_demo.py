@@ -140,7 +140,9 @@ def test_the_page_holds_every_pair(records: list[dict], out: Path) -> None:
     for row, record in zip(data["rows"], records, strict=True):
         for side in row["sides"]:
             expected = record["responses"][side["name"]]
-            assert [data["strings"][at] for at in side["tokens"]] == expected["tokens"]
+            assert side["text"] == expected["response"]
+            assert side["length"] == len(expected["tokens"])
+            assert side["total"] == expected["reward"]
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 

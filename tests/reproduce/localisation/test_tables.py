@@ -81,5 +81,5 @@ def test_arms_have_one_name_each_and_an_objective() -> None:
             if arm.learner == "policy":
                 OBJECTIVES[arm.loss_type](**arm.arguments)
             assert 0 < arm.share <= 1
-    with pytest.raises(UserError, match="--arms: 'dpoo' is unknown; accepted: bmc, "):
+    with pytest.raises(UserError, match="--arms: 'dpoo' is unknown; accepted: 'bmc', "):
         chosen_arms("film", ["dpoo"])
