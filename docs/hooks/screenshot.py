@@ -1,6 +1,6 @@
 """The pictures of the page in these documents: opens a page, presses keys, saves what is seen.
 
-python docs/hooks/screenshot.py demo/index.html docs/assets/page.png --row 5 --keys 2b
+python docs/hooks/screenshot.py demo/index.html docs/assets/which-tokens.png --row 5 --keys 2b
 """
 
 import argparse
