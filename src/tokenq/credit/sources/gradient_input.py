@@ -14,7 +14,7 @@ from tokenq.credit.sources.scores import TokenScores
 from tokenq.data.formats import Messages
 from tokenq.errors import UserError
 from tokenq.models.forward import causal_lm, embedding_weight, enable_packed
-from tokenq.models.packing import Pack, pack_trees
+from tokenq.models.packing import Ids, Pack, pack_trees
 from tokenq.models.pair import Pair
 from tokenq.models.reference import AdapterOff
 
@@ -76,46 +76,76 @@ class GradientInput:
         answer with one vector a token.
         """
         rows = self._policy.encode(prompts, responses, *(model for model, _ in self._sides))
-        ids = [(tuple(row.prompt_ids), tuple(row.response_ids)) for row in rows]
-        # Equal rows would be counted twice in one sum.
-        scores = {row: torch.zeros(len(row[1])) for row in ids}
-        distinct = list(scores)
-        contexts, answers = ([row[side] for row in distinct] for side in (0, 1))
+        ids = [row.prompt_ids for row in rows], [row.response_ids for row in rows]
+        scores = [torch.zeros(len(row.response_ids)) for row in rows]
         for model, factor in self._sides:
-            with _differentiable(model.model) as active:
-                for pack in pack_trees(contexts, answers, self._token_budget):
-                    products = self._products(active, pack, model.name).cpu()
-                    parts = products.split(list(pack.lengths))
-                    for row, part in zip(pack.rows, parts, strict=True):
-                        scores[distinct[row]] += factor * part
-        return token_scores(rows, responses, [scores[row] for row in ids], self.name, self._unit)
-
-    def _products(self, model: nn.Module, pack: Pack, name: str) -> Tensor:
-        """e_t . d(log p)/d e_t of the tokens [N] of a pack of distinct rows; 0 for each last one.
-
-        No response sees another one, so that the gradient of the sum of all is each one's own.
-        """
-        inner = causal_lm(model)
-        with _captured(self._at(inner)) as vectors:
-            logps = model(packed=pack.to(embedding_weight(inner).device)).logps
-        places = _input_places(pack, [each.shape[:-1] for each in vectors])
-        if places is None:
-            raise UserError(f"{self.name}: the layer does not give {name} one vector a token")
-        gradients: Sequence[Tensor | None] = [None]
-        if logps.requires_grad:
-            gradients = torch.autograd.grad(logps.sum(), vectors, allow_unused=True)
-        products = []
-        for gradient, vector in zip(gradients, vectors, strict=True):
-            if gradient is None:
-                raise UserError(
-                    f"{self.name}: no gradient of {name} reaches the layer; accepted: at=, a layer "
-                    "above those that run without one"
+            try:
+                parts = gradient_products(
+                    model.model, *ids, at=self._at, token_budget=self._token_budget, name=model.name
                 )
-            products.append((gradient.float() * vector.detach().float()).sum(-1)[0])
-        found = torch.cat(products)
-        last = torch.tensor([place is None for place in places], device=found.device)
-        index = torch.tensor([place or 0 for place in places], device=found.device)
-        return found[index].masked_fill(last, 0.0)
+            except UserError as error:
+                raise UserError(f"{self.name}: {error}") from error
+            for score, part in zip(scores, parts, strict=True):
+                score += factor * part
+        return token_scores(rows, responses, scores, self.name, self._unit)
+
+
+def gradient_products(
+    model: nn.Module | AdapterOff,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    *,
+    at: Layer = input_embeddings,
+    token_budget: int,
+    name: str = "the model",
+) -> list[Tensor]:
+    """e_t . d(log p(y | x))/d e_t of each response's tokens, [T_i] each on the CPU; 0 for the last.
+
+    at, token_budget: as in :class:`GradientInput`; name: of the model, for messages
+
+    Raises UserError where no gradient reaches the layer, and where the layer does not answer with
+    one vector a token.
+    """
+    rows = [
+        (tuple(prompt), tuple(answer)) for prompt, answer in zip(prompts, responses, strict=True)
+    ]
+    # Equal rows would be counted twice in one sum.
+    distinct = list(dict.fromkeys(rows))
+    contexts, answers = ([row[side] for row in distinct] for side in (0, 1))
+    found: dict[tuple[Ids, Ids], Tensor] = {}
+    with _differentiable(model) as active:
+        for pack in pack_trees(contexts, answers, token_budget):
+            parts = _products(active, pack, at, name).cpu().split(list(pack.lengths))
+            found |= {distinct[row]: part for row, part in zip(pack.rows, parts, strict=True)}
+    return [found[row] for row in rows]
+
+
+def _products(model: nn.Module, pack: Pack, at: Layer, name: str) -> Tensor:
+    """e_t . d(log p)/d e_t of the tokens [N] of a pack of distinct rows; 0 for each last one.
+
+    No response sees another one, so that the gradient of the sum of all is each one's own.
+    """
+    inner = causal_lm(model)
+    with _captured(at(inner)) as vectors:
+        logps = model(packed=pack.to(embedding_weight(inner).device)).logps
+    places = _input_places(pack, [each.shape[:-1] for each in vectors])
+    if places is None:
+        raise UserError(f"the layer does not give {name} one vector a token")
+    gradients: Sequence[Tensor | None] = [None]
+    if logps.requires_grad:
+        gradients = torch.autograd.grad(logps.sum(), vectors, allow_unused=True)
+    products = []
+    for gradient, vector in zip(gradients, vectors, strict=True):
+        if gradient is None:
+            raise UserError(
+                f"no gradient of {name} reaches the layer; accepted: at=, a layer above those that "
+                "run without one"
+            )
+        products.append((gradient.float() * vector.detach().float()).sum(-1)[0])
+    found = torch.cat(products)
+    last = torch.tensor([place is None for place in places], device=found.device)
+    index = torch.tensor([place or 0 for place in places], device=found.device)
+    return found[index].masked_fill(last, 0.0)
 
 
 def _input_places(pack: Pack, shapes: Sequence[tuple[int, ...]]) -> list[int | None] | None:

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tokenq.credit.sources.gradient_input import gradient_products
 from tokenq.credit.vocabulary import sweep
 from tokenq.data.encoding import EncodedResponse
 from tokenq.models import AdapterOff
@@ -124,38 +124,11 @@ def gradient_input(model: nn.Module, reading: Reading) -> list[list[float]]:
     token. It counts what the token does to those behind it, not how likely the token itself was;
     the last token, which is no input, has 0.
     """
-    inner = causal_lm(model)
-    found = []
-    for pack in reading.packs:
-        with torch.no_grad():
-            embedded = inner.get_input_embeddings()(pack.input_ids)[None]
-        embedded.requires_grad_(True)
-        with _differentiable_trunk(inner):
-            hidden = _states(inner, embedded, pack)
-            total = token_logps_of(Head.of(inner), hidden, pack.targets).logps.sum()
-            [slope] = torch.autograd.grad(total, embedded)
-        products = (slope * embedded.detach()).sum(-1)[0]
-        spans = iter(pack.layout.responses.tolist())
-        distinct = []
-        for length in pack.distinct:
-            start, end = next(spans) if length > 1 else (0, 0)
-            distinct.append(torch.cat([products[start:end], products.new_zeros(1)]))
-        found.append(torch.cat(distinct))
-    return reading.by_text(found)
-
-
-def _states(inner: PreTrainedModel, embedded: Tensor, pack: Pack) -> Tensor:
-    """As `models.forward.tree_hidden`, from given input embeddings [1, T, H]."""
-    ready_made = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    output: Any = inner.base_model(
-        inputs_embeds=embedded,
-        position_ids=pack.layout.positions[None],
-        attention_mask=ready_made,
-        use_cache=False,
-        tree=pack.layout,
-    )
-    states: Tensor = output.last_hidden_state[0]
-    return states[pack.target_index]
+    with _differentiable_trunk(causal_lm(model)):
+        found = gradient_products(
+            model, reading.prompts, reading.responses, token_budget=TOKEN_BUDGET
+        )
+    return [rounded(each) for each in found]
 
 
 @contextmanager
