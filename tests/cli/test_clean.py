@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from small_pairs import save_model
 
 from tokenq.cli.main import main
 
@@ -13,20 +12,6 @@ ROWS = [
     {"prompt": f"Review {i}:", "chosen": ANSWERS[i % 4], "rejected": ANSWERS[(i + 1) % 4]}
     for i in range(8)
 ]
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> list[str]:
-    policy = save_model(tmp_path / "policy", seed=1)
-    reference = save_model(tmp_path / "reference", seed=2)
-    return ["--policy", str(policy), "--reference", str(reference)]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
 
 
 def lines(path: Path) -> list[dict]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_pairs import save_model, small_tokenizer
+from small_pairs import small_tokenizer
 
 import tokenq
 from tokenq.cli.compare import SOURCES
@@ -17,20 +17,6 @@ ROWS = [
     {"prompt": f"Review {i}:", "chosen": " A warm, funny film.", "rejected": " A dull mess."}
     for i in range(5)
 ]
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> list[str]:
-    policy = save_model(tmp_path / "policy", seed=1)
-    reference = save_model(tmp_path / "reference", seed=2)
-    return ["--policy", str(policy), "--reference", str(reference)]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -15,20 +15,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> list[str]:
-    policy = save_model(tmp_path / "policy", seed=1)
-    reference = save_model(tmp_path / "reference", seed=2)
-    return ["--policy", str(policy), "--reference", str(reference)]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
 def test_a_data_set_becomes_lines_a_page_and_a_summary(
     models: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from small_pairs import save_model
 
 import tokenq
 from tokenq.cli.main import main
@@ -31,13 +30,6 @@ def write(path: Path, rows: list[dict]) -> str:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> list[str]:
-    policy = save_model(tmp_path / "policy", seed=1)
-    reference = save_model(tmp_path / "reference", seed=2)
-    return ["--policy", str(policy), "--reference", str(reference)]
 
 
 @pytest.fixture
