@@ -350,15 +350,19 @@ def _choice(task: dict[str, Any]) -> str:
     )
 
 
+_CREDIT = (
+    ("plain DPO credit", DPO.name, PLAIN),
+    ("standardised DPO credit", DPO.name, "standardised"),
+)
+_CONTROLS = (
+    ("surprisal, base", START, "surprisal"),
+    ("surprisal, DPO policy", DPO.name, "surprisal"),
+    ("reward model", REWARD_MODEL, "prefix difference"),
+    ("word not in the prompt", START, "not in the prompt"),
+)
+
+
 def _false_alarms(task: dict[str, Any]) -> str:
-    rows = [
-        ("plain DPO credit", DPO.name, PLAIN),
-        ("standardised DPO credit", DPO.name, "standardised"),
-        ("surprisal, base", START, "surprisal"),
-        ("surprisal, DPO policy", DPO.name, "surprisal"),
-        ("reward model", REWARD_MODEL, "prefix difference"),
-        ("word not in the prompt", START, "not in the prompt"),
-    ]
     kinds = [kind for kind in NEGATIVES if kind in task["kinds"]]
     columns = [
         "detected at 10 %",
@@ -367,7 +371,7 @@ def _false_alarms(task: dict[str, Any]) -> str:
         "error told from consistent edit, at the edit",
     ]
     lines = []
-    for title, arm, signal in rows:
+    for title, arm, signal in (*_CREDIT, *_CONTROLS):
         found = entry(task, arm, signal)
         if found and columns[0] in found["measures"]:
             lines.append([title, *(_interval(found["measures"].get(name)) for name in columns)])
@@ -409,18 +413,10 @@ def _accuracy(task: dict[str, Any]) -> str:
 
 
 def _kinds(task: dict[str, Any]) -> str:
-    rows = [
-        ("plain DPO credit", DPO.name, PLAIN),
-        ("standardised DPO credit", DPO.name, "standardised"),
-        *((f"{arm.name}, plain", arm.name, PLAIN) for arm in PLANTED_ARMS),
-        ("surprisal, base", START, "surprisal"),
-        ("surprisal, DPO policy", DPO.name, "surprisal"),
-        ("reward model", REWARD_MODEL, "prefix difference"),
-        ("word not in the prompt", START, "not in the prompt"),
-    ]
+    planted = [(f"{arm.name}, plain", arm.name, PLAIN) for arm in PLANTED_ARMS]
     kinds = list(next(iter(next(iter(task["by kind"].values())).values())))
     lines = []
-    for title, arm, signal in rows:
+    for title, arm, signal in (*_CREDIT, *planted, *_CONTROLS):
         found = task["by kind"].get(arm, {}).get(signal)
         if found:
             lines.append([title, *(_interval(found[kind]) for kind in kinds)])
