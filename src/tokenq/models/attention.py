@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,23 @@ _KNOWN_OPTIONS = {
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Reading(Protocol):
+    """Attention that is not within a packed row alone, such as to a cache."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """query [1, H, T, D], key, value [1, H_kv, T, D] of layer `layer` -> [1, T, H, D]."""
+        ...
 
 
 class UnsupportedAttention(NotImplementedError):
@@ -246,6 +263,27 @@ def flex_tree_attention(
     return out.transpose(1, 2)
 
 
+def attend_layout(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: TreeLayout,
+    scale: float,
+    softcap: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """Attend within a packed row by the kernel that fits device and options; [1, T, H, D].
+
+    Shapes as in :func:`tree_attention`; `sliding_window` may be 0 or wider than any row.
+    """
+    window = sliding_window if sliding_window and sliding_window < layout.longest else None
+    if query.is_cuda:
+        return flex_tree_attention(query, key, value, layout, scale, softcap, window)
+    if softcap is None and window is None:
+        return tree_attention(query, key, value, layout.trees, layout.responses, scale)[0]
+    return masked_tree_attention(query, key, value, layout, scale, softcap, window)
+
+
 # --- the plug into transformers -------------------------------------------------------------------
 
 
@@ -281,7 +319,7 @@ def _register(base: str) -> None:
         dropout: float = 0.0,
         sliding_window: int | None = None,
         softcap: float | None = None,
-        tree: TreeLayout | None = None,
+        tree: TreeLayout | Reading | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if tree is None:
@@ -310,12 +348,12 @@ def _register(base: str) -> None:
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         # Under autocast the rotary embedding leaves queries and keys in fp32, values in half.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        window = sliding_window if sliding_window and sliding_window < tree.longest else None
-        if query.is_cuda:
-            return flex_tree_attention(query, key, value, tree, scale, softcap, window), None
-        if softcap is None and window is None:
-            return tree_attention(query, key, value, tree.trees, tree.responses, scale)[0], None
-        return masked_tree_attention(query, key, value, tree, scale, softcap, window), None
+        if isinstance(tree, TreeLayout):
+            return attend_layout(query, key, value, tree, scale, softcap, sliding_window), None
+        layer: Any = getattr(module, "layer_idx", None)
+        if layer is None:
+            raise UnsupportedAttention("layers without a number (layer_idx)")
+        return tree.attend(layer, query, key, value, scale, softcap, sliding_window or None), None
 
     def mask(*args: Any, **kwargs: Any) -> Any:
         return ALL_MASK_ATTENTION_FUNCTIONS[base](*args, **kwargs)

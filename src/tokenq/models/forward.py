@@ -177,10 +177,21 @@ def row_hidden(model: PreTrainedModel, pack: Pack) -> Tensor:
     """Hidden states [M, H] by plain forwards, one row at a time: nothing shared, nothing padded."""
     parts = []
     for prompt, response in unpack(pack):
-        ids = torch.cat([prompt, response])[None]
-        states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        states = row_states(model, torch.cat([prompt, response]).tolist())
         parts.append(states[len(prompt) - 1 :])
     return torch.cat(parts)
+
+
+def row_states(model: PreTrainedModel, ids: Ids) -> Tensor:
+    """Hidden states [T, H] of one sequence by a plain forward."""
+    row = torch.tensor([list(ids)], device=embedding_weight(model).device)
+    states: Tensor = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0]
+    return states
+
+
+def shares_prompts(model: PreTrainedModel) -> bool:
+    """Whether `enable_packed` found that responses of this model can share their prompt."""
+    return _BACKBONE not in model.__dict__
 
 
 def unpack(pack: Pack) -> Iterator[tuple[Tensor, Tensor]]:
@@ -215,7 +226,7 @@ def _check_head(model: PreTrainedModel) -> None:
         logits = model(input_ids=ids, use_cache=False).logits[0].to(ours.dtype)
     # Damaged weights, nan on both sides, are for the caller to find: the head is the same.
     difference, size = (x.nan_to_num(0.0, 0.0, 0.0).norm() for x in (ours - logits, logits))
-    if difference > _tolerance(weight.dtype) * size:
+    if difference > tolerance(weight.dtype) * size:
         raise UserError(f"{name}: changes its logits in a way that tokenq does not know")
 
 
@@ -253,12 +264,12 @@ def sharing_problem(model: PreTrainedModel) -> str | None:
         except Exception as error:  # modelling code that we do not know may raise anything
             return f"{type(error).__name__}: {error}"
     difference = float((plain - shared).norm() / plain.norm())
-    if not difference <= _tolerance(next(model.parameters()).dtype):
+    if not difference <= tolerance(next(model.parameters()).dtype):
         return f"a probe differed by {difference:.1e} of its size"
     return None
 
 
-def _tolerance(dtype: torch.dtype) -> float:
+def tolerance(dtype: torch.dtype) -> float:
     """How far two ways to the same numbers may lie apart, as a fraction of their size."""
     return 5e-2 if torch.finfo(dtype).bits <= 16 else 1e-3
 

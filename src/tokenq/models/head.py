@@ -162,6 +162,12 @@ def vocabulary_logps(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return torch.log_softmax(Head.of(model).logits(hidden), dim=-1)
 
 
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Number of tokens that the model's head scores."""
+    weight: Any = Head.of(model).module.weight
+    return int(weight.shape[0])
+
+
 def _finish(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if scale != 1.0:
