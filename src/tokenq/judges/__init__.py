@@ -11,14 +11,34 @@ if TYPE_CHECKING:
     from tokenq.judges.accuracy import count_wins as count_wins
     from tokenq.judges.calibration import Calibration as Calibration
     from tokenq.judges.calibration import calibrate as calibrate
+    from tokenq.judges.comparisons import Answer as Answer
+    from tokenq.judges.comparisons import ComparingJudge as ComparingJudge
+    from tokenq.judges.comparisons import Comparison as Comparison
+    from tokenq.judges.comparisons import Prompt as Prompt
+    from tokenq.judges.comparisons import ScoringJudge as ScoringJudge
+    from tokenq.judges.comparisons import Verdict as Verdict
+    from tokenq.judges.comparisons import prompt_key as prompt_key
+    from tokenq.judges.endpoint import Endpoint as Endpoint
+    from tokenq.judges.endpoint import read_choice as read_choice
     from tokenq.judges.figure import reliability_figure as reliability_figure
+    from tokenq.judges.gold import Contains as Contains
+    from tokenq.judges.gold import ExactMatch as ExactMatch
+    from tokenq.judges.gold import Matches as Matches
+    from tokenq.judges.gold import NumberMatch as NumberMatch
+    from tokenq.judges.gold import length as length
+    from tokenq.judges.gold import lexicon_valence as lexicon_valence
+    from tokenq.judges.implicit_reward import ImplicitReward as ImplicitReward
+    from tokenq.judges.judging import judge_comparisons as judge_comparisons
     from tokenq.judges.length_control import LengthControl as LengthControl
     from tokenq.judges.length_control import length_controlled as length_controlled
     from tokenq.judges.pair_accuracy import PairReport as PairReport
     from tokenq.judges.pair_accuracy import PairScore as PairScore
     from tokenq.judges.pair_accuracy import ResponseScore as ResponseScore
     from tokenq.judges.pair_accuracy import judge_pairs as judge_pairs
+    from tokenq.judges.reward_model import RewardModel as RewardModel
     from tokenq.judges.scoring import score_pairs as score_pairs
+    from tokenq.judges.summary import JudgeReport as JudgeReport
+    from tokenq.judges.summary import summarise as summarise
     from tokenq.judges.wins import Agreement as Agreement
     from tokenq.judges.wins import WinRate as WinRate
     from tokenq.judges.wins import agreement as agreement
@@ -27,19 +47,39 @@ if TYPE_CHECKING:
 _HOMES = {
     "Accuracy": "accuracy",
     "Agreement": "wins",
+    "Answer": "comparisons",
     "Calibration": "calibration",
+    "ComparingJudge": "comparisons",
+    "Comparison": "comparisons",
+    "Contains": "gold",
+    "Endpoint": "endpoint",
+    "ExactMatch": "gold",
+    "ImplicitReward": "implicit_reward",
+    "JudgeReport": "summary",
     "LengthControl": "length_control",
+    "Matches": "gold",
+    "NumberMatch": "gold",
     "PairReport": "pair_accuracy",
     "PairScore": "pair_accuracy",
+    "Prompt": "comparisons",
     "ResponseScore": "pair_accuracy",
+    "RewardModel": "reward_model",
+    "ScoringJudge": "comparisons",
+    "Verdict": "comparisons",
     "WinRate": "wins",
     "agreement": "wins",
     "calibrate": "calibration",
     "count_wins": "accuracy",
+    "judge_comparisons": "judging",
     "judge_pairs": "pair_accuracy",
+    "length": "gold",
     "length_controlled": "length_control",
+    "lexicon_valence": "gold",
+    "prompt_key": "comparisons",
+    "read_choice": "endpoint",
     "reliability_figure": "figure",
     "score_pairs": "scoring",
+    "summarise": "summary",
     "win_rate": "wins",
 }
 __all__ = list(_HOMES)
