@@ -46,59 +46,76 @@ def load_outcome_model(
         "dtype": resolve_dtype(dtype, place),
         "trust_remote_code": trust_remote_code,
     }
-    shown, location = str(name), str(Path(resolve(str(name))).expanduser())
-    if not Path(location).exists():
-        location = resolve(str(name))
+    shown = str(name)
+    adapter = check_outcome_model(name, revision=revision, trust_remote_code=trust_remote_code)
+    location = _location(shown)
     model: PreTrainedModel | PeftModel
     try:
-        if _file(location, _ADAPTER, revision) is not None:
-            model, tokenizer = _load_adapter(shown, location, revision, options)
+        if adapter is not None:
+            model, tokenizer = _load_adapter(shown, location, revision, adapter, options)
         else:
-            model = _load_whole(shown, location, revision, options)
+            model, missing = _read(location, revision, options)
+            _refuse_missing(shown, missing)
             tokenizer = _tokenizer(location, revision, trust_remote_code)
     except OSError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"reward model '{shown}': {reason}; accepted: {ACCEPTED}") from error
+        raise _unreadable(shown, error) from error
     torch.nn.Module.to(model, place)
     return model.eval().requires_grad_(False), tokenizer
 
 
-def _load_whole(
-    shown: str, location: str, revision: str | None, options: dict[str, Any]
-) -> PreTrainedModel:
+def check_outcome_model(
+    name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PeftConfig | None:
+    """Raise UserError where small files tell already that :func:`load_outcome_model` would.
+
+    Return the adapter's configuration, or None for a whole model.
+    """
+    shown, location = str(name), _location(str(name))
     try:
+        if _file(location, _ADAPTER, revision) is not None:
+            return _check_adapter(shown, PeftConfig.from_pretrained(location, revision=revision))
         config = AutoConfig.from_pretrained(
-            location, revision=revision, trust_remote_code=options["trust_remote_code"]
+            location, revision=revision, trust_remote_code=trust_remote_code
         )
-    except ValueError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"reward model '{shown}': {reason}; accepted: {ACCEPTED}") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(shown, error) from error
     declared = config.architectures or []
     if any("For" in each and "ForSequenceClassification" not in each for each in declared):
         raise UserError(
             f"reward model '{shown}' is a {declared[0]}: its classification head would be random; "
             f"accepted: {ACCEPTED}"
         )
-    model, missing = _read(location, revision, options)
-    _refuse_missing(shown, missing)
-    return model
+    return None
 
 
-def _load_adapter(
-    shown: str, location: str, revision: str | None, options: dict[str, Any]
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    adapter = PeftConfig.from_pretrained(location, revision=revision)
+def _location(name: str) -> str:
+    """The folder of a name, or the name itself where it is the hub's."""
+    folder = Path(resolve(name)).expanduser()
+    return str(folder) if folder.exists() else resolve(name)
+
+
+def _unreadable(shown: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"reward model '{shown}': {reason}; accepted: {ACCEPTED}")
+
+
+def _check_adapter(shown: str, adapter: PeftConfig) -> PeftConfig:
     if adapter.task_type != "SEQ_CLS":
         raise UserError(
             f"adapter '{shown}' was trained for {adapter.task_type}; accepted: SEQ_CLS, a reward "
             "model"
         )
-    base = adapter.base_model_name_or_path
-    if not base:
+    if not adapter.base_model_name_or_path:
         raise UserError(f"adapter '{shown}' does not name its base (base_model_name_or_path)")
+    return adapter
+
+
+def _load_adapter(
+    shown: str, location: str, revision: str | None, adapter: PeftConfig, options: dict[str, Any]
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     heads = _carried(location, revision)
     labels = {"num_labels": min(rows for rows in heads.values())} if heads else {}
-    base = resolve(str(base))
+    base = resolve(str(adapter.base_model_name_or_path))
     model, missing = _read(base, adapter.revision, {**options, **labels})
     _refuse_missing(shown, [key for key in missing if not any(key.endswith(h) for h in heads)])
     owner = location if _file(location, "tokenizer_config.json", revision) else base
