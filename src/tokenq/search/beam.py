@@ -1,0 +1,314 @@
+"""Beam search over the score of a response, with the definitions of `transformers`.
+
+By eqs. 12-13 of "From r to Q*" (arXiv 2404.12358), searching for the most likely response of the
+optimal policy is searching for the greatest reward plus optimal value.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor
+
+from tokenq.errors import UserError
+from tokenq.models.branching.branches import Frontier, Moves
+from tokenq.search.decoding import Decoding, DecodingOptions, Finish, at_least
+from tokenq.search.results import SearchResults
+from tokenq.search.running import Batch, Found, run
+from tokenq.search.scores import Score
+from tokenq.search.target import Given, Prompt, Target
+
+EarlyStopping = bool | Literal["never"]
+
+
+@dataclass(frozen=True)
+class BeamOptions:
+    """What decides a beam search; see :func:`beam_search`."""
+
+    num_beams: int = 5
+    score: Score = field(default_factory=Score)
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    num_return_sequences: int | None = None
+    plausibility: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least("num_beams", self.num_beams, 1)
+        wanted = self.num_return_sequences
+        if wanted is not None and not 1 <= wanted <= self.num_beams:
+            raise UserError(
+                f"num_return_sequences is {wanted}; accepted: 1 to {self.num_beams}, the number of "
+                "beams"
+            )
+        if self.early_stopping not in (True, False, "never"):
+            raise UserError(
+                f"early_stopping is {self.early_stopping!r}; accepted: True, False, 'never'"
+            )
+        if not 0 <= self.plausibility <= 1:
+            raise UserError(f"plausibility is {self.plausibility}; accepted: 0 to 1")
+
+    def normalised(self, score: float, length: int) -> float:
+        """The score of a response of `length` tokens that ranks it: sum / length ** penalty."""
+        return score / length**self.length_penalty
+
+
+def beam_search(
+    pair_or_model: Given,
+    prompts: list[Prompt],
+    num_beams: int = 5,
+    max_new_tokens: int = 64,
+    score: Score | str | float = "likelihood",
+    *,
+    length_penalty: float = 1.0,
+    early_stopping: EarlyStopping = False,
+    num_return_sequences: int | None = None,
+    plausibility: float = 0.0,
+    **decoding: Unpack[DecodingOptions],
+) -> SearchResults:
+    """Return the best responses to each prompt that a beam of `num_beams` finds, best first.
+
+    pair_or_model:        a pair; a bare model, for prompts that are lists of token ids; or
+                          {"policy": model, "reference": model}
+    prompts:              texts, lists of messages, or lists of token ids
+    score:                "likelihood", "log_ratio" (needs a reference), or a number between: how
+                          much of the reference's log-probability is taken off
+    length_penalty:       a response of n tokens is ranked by its score / n ** length_penalty; above
+                          0 favours long ones where scores are negative. As in transformers; a
+                          log-ratio can be positive, and then the same number favours short ones
+    early_stopping:       True: stop when there are `num_beams` whole responses. False: when the
+                          best open beam, at its present length, is worse than all of them. "never":
+                          when it cannot become better by growing; as log-ratios can grow, a search
+                          by them then ends at `max_new_tokens`
+    num_return_sequences: how many of the `num_beams` responses are returned; all if None
+    plausibility:         only tokens of at least so many times the probability of the likeliest
+                          one; keeps log-ratio search off tokens that both models find absurd
+    decoding:             see :class:`Decoding`
+
+    Sequences and scores are those of `transformers`' `generate(num_beams=...)` for a likelihood
+    score. Raises UserError for options out of range and prompts that the models cannot read.
+    """
+    options = BeamOptions(
+        num_beams,
+        Score.of(score),
+        length_penalty,
+        early_stopping,
+        num_return_sequences,
+        plausibility,
+    )
+    target = Target.of(pair_or_model, with_reference=options.score.needs_reference)
+    settings = Decoding(max_new_tokens=max_new_tokens, **decoding)
+    _check_width(target, num_beams, max_new_tokens)
+    return run(target, prompts, settings, lambda batch: _search(batch, options))
+
+
+@dataclass(eq=False)
+class _Candidates:
+    """Continuations of one prompt's beams, best first. K of them.
+
+    moves:  the tokens
+    scores: sums up to and with the token
+    trace:  numbers of their trace nodes; -1 without a trace
+    """
+
+    moves: Moves
+    scores: list[float]
+    trace: list[int]
+
+
+@dataclass(eq=False)
+class _Beams:
+    """The state of one prompt: its open beams and the best whole responses.
+
+    scores: of the open beams, best first
+    trace:  their trace nodes
+    whole:  at most `num_beams` responses with their ranking scores, best first
+    """
+
+    scores: list[float]
+    trace: list[int]
+    whole: list[tuple[float, Found]] = field(default_factory=list)
+    done: bool = False
+
+
+def _search(batch: Batch, options: BeamOptions) -> list[list[Found]]:
+    branches = batch.branches
+    frontier = branches.open()
+    beams = [_Beams([0.0], [-1]) for _ in batch.prompts]
+    open_prompts = list(range(len(beams)))
+    step = 0
+    while open_prompts:
+        step += 1
+        candidates = _continuations(batch, frontier, beams, open_prompts, options)
+        chosen: list[Moves] = []
+        for prompt in open_prompts:
+            going_on = _divide(batch, prompt, beams[prompt], candidates[prompt], step, options)
+            if not beams[prompt].done:
+                chosen.append(going_on)
+        open_prompts = [prompt for prompt in open_prompts if not beams[prompt].done]
+        if open_prompts:
+            moves = _joined(chosen)
+            nodes = branches.place(moves)
+            branches.retain(nodes)
+            frontier = branches.read(nodes)
+    limit = options.num_return_sequences or options.num_beams
+    return [[found for _, found in each.whole[:limit]] for each in beams]
+
+
+def _continuations(
+    batch: Batch,
+    frontier: Frontier,
+    beams: list[_Beams],
+    open_prompts: list[int],
+    options: BeamOptions,
+) -> dict[int, _Candidates]:
+    """The best continuations of every open prompt, one more beam's worth than end tokens take."""
+    allowed = batch.rules.allowed(batch.branches, frontier.nodes, frontier.searched)
+    if options.plausibility > 0:
+        allowed = plausible(allowed, options.plausibility)
+    gains = options.score(allowed, frontier.logps)
+    so_far = [score for prompt in open_prompts for score in beams[prompt].scores]
+    totals = gains + torch.tensor(so_far, dtype=gains.dtype, device=gains.device)[:, None]
+    keep = max(2, 1 + len(batch.rules.eos)) * options.num_beams
+    found: dict[int, _Candidates] = {}
+    start = 0
+    for prompt in open_prompts:
+        width = len(beams[prompt].scores)
+        flat = totals[start : start + width].flatten()
+        best = torch.topk(flat, min(keep, len(flat)))
+        possible = best.values > -torch.inf
+        values, index = best.values[possible], best.indices[possible]
+        rows = torch.div(index, totals.shape[1], rounding_mode="floor")
+        moves = frontier.moves(start + rows, index % totals.shape[1])
+        trace = _traced(batch, prompt, beams[prompt].trace, rows.tolist(), moves, values)
+        found[prompt] = _Candidates(moves, values.tolist(), trace)
+        start += width
+    return found
+
+
+def _divide(
+    batch: Batch,
+    prompt: int,
+    beams: _Beams,
+    candidates: _Candidates,
+    step: int,
+    options: BeamOptions,
+) -> Moves:
+    """Put candidates that end a response among the whole ones; return those that go on."""
+    tree = batch.branches.tree
+    ends: list[Finish | None] = []
+    for parent, token in zip(
+        candidates.moves.parents.tolist(), candidates.moves.tokens.tolist(), strict=True
+    ):
+        ends.append(batch.rules.finish([*tree.response(parent), token]))
+    for place, finish in enumerate(ends[: options.num_beams]):
+        if finish is not None:
+            _finish(batch, prompt, beams, candidates, place, finish, step, options)
+    going = [place for place, finish in enumerate(ends) if finish is None][: options.num_beams]
+    beams.scores = [candidates.scores[place] for place in going]
+    beams.trace = [candidates.trace[place] for place in going]
+    _mark(batch, prompt, candidates, ends, set(going))
+    beams.done = not going or _is_done(beams, step, batch, options)
+    if going and not beams.done:
+        best = [
+            *tree.response(int(candidates.moves.parents[going[0]])),
+            int(candidates.moves.tokens[going[0]]),
+        ]
+        batch.tell(prompt, step, best, beams.scores[0])
+    elif beams.whole:
+        score, found = beams.whole[0]
+        batch.tell(prompt, step, found.path.token_ids, score)
+    return candidates.moves.at(torch.tensor(going, dtype=torch.long))
+
+
+def _finish(
+    batch: Batch,
+    prompt: int,
+    beams: _Beams,
+    candidates: _Candidates,
+    place: int,
+    finish: Finish,
+    step: int,
+    options: BeamOptions,
+) -> None:
+    score = options.normalised(candidates.scores[place], step)
+    if len(beams.whole) == options.num_beams and score <= beams.whole[-1][0]:
+        return
+    node = batch.branches.place(candidates.moves.at(torch.tensor([place])))
+    found = Found(batch.branches.path(int(node)), score, finish, {}, candidates.trace[place])
+    beams.whole.append((score, found))
+    beams.whole.sort(key=lambda each: -each[0])
+    del beams.whole[options.num_beams :]
+
+
+def _is_done(beams: _Beams, step: int, batch: Batch, options: BeamOptions) -> bool:
+    """Whether no open beam can, by the rule of `early_stopping`, become one of the best."""
+    if len(beams.whole) < options.num_beams:
+        return False
+    if options.early_stopping is True:
+        return True
+    length = step
+    if options.early_stopping == "never":
+        if options.score.needs_reference:
+            return False
+        if options.length_penalty > 0:
+            length = batch.rules.decoding.max_new_tokens
+    return options.normalised(beams.scores[0], length) <= beams.whole[-1][0]
+
+
+def plausible(logps: Tensor, share: float) -> Tensor:
+    """Log-probabilities [R, V], -inf where below `share` of the likeliest token's probability."""
+    least = logps.amax(-1, keepdim=True) + torch.log(torch.tensor(share, dtype=logps.dtype))
+    return logps.masked_fill(logps < least, -torch.inf)
+
+
+def _traced(
+    batch: Batch, prompt: int, parents: list[int], rows: list[int], moves: Moves, values: Tensor
+) -> list[int]:
+    if batch.traces is None:
+        return [-1] * len(rows)
+    theirs = moves.logps.get("reference")
+    trace = batch.traces[prompt]
+    return [
+        trace.add(
+            parents[row],
+            int(moves.tokens[place]),
+            float(values[place]),
+            float(moves.searched[place]),
+            None if theirs is None else float(theirs[place]),
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def _mark(
+    batch: Batch,
+    prompt: int,
+    candidates: _Candidates,
+    ends: list[Finish | None],
+    going: set[int],
+) -> None:
+    if batch.traces is None:
+        return
+    nodes = batch.traces[prompt].nodes
+    for place, finish in enumerate(ends):
+        fate = "finished" if finish is not None else "open" if place in going else "pruned"
+        nodes[candidates.trace[place]].fate = fate  # type: ignore[assignment]
+
+
+def _joined(parts: list[Moves]) -> Moves:
+    names = parts[0].logps
+    return Moves(
+        torch.cat([part.parents for part in parts]),
+        torch.cat([part.tokens for part in parts]),
+        {name: torch.cat([part.logps[name] for part in parts]) for name in names},
+        torch.cat([part.searched for part in parts]),
+    )
+
+
+def _check_width(target: Target, num_beams: int, max_new_tokens: int) -> None:
+    size = next(iter(target.models.values())).vocabulary
+    if max_new_tokens < 64 and num_beams > size**max_new_tokens:
+        raise UserError(
+            f"num_beams is {num_beams}; accepted: up to {size**max_new_tokens}, the number of "
+            f"responses of {max_new_tokens} tokens"
+        )

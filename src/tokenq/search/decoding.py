@@ -1,0 +1,190 @@
+"""What every way of searching has in common: where texts end, what may not be said, how prompts
+are taken together, and who is told of progress."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+)
+
+from tokenq.errors import UserError
+from tokenq.models.branching.branches import Branches
+
+Finish = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a search has found so far for one prompt.
+
+    prompt:    the prompt's place among the prompts that were given
+    step:      tokens, or rounds of the search, until now
+    token_ids: the best response so far, not yet ended as a rule
+    text:      its text, or None without a tokenizer
+    score:     its score so far
+    """
+
+    prompt: int
+    step: int
+    token_ids: list[int]
+    text: str | None
+    score: float
+
+
+class DecodingOptions(TypedDict, total=False):
+    """Keyword arguments that every search takes; see :class:`Decoding`."""
+
+    min_new_tokens: int
+    eos_token_id: int | Sequence[int] | None
+    stop_strings: str | Sequence[str]
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    bad_words_ids: Sequence[Sequence[int]]
+    logits_processor: Sequence[LogitsProcessor]
+    batch_size: int
+    on_step: Callable[[Progress], None] | None
+    trace: bool
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Options of every search. Names and meanings are those of `transformers.GenerationConfig`.
+
+    max_new_tokens:       most tokens of a response, the end token included
+    min_new_tokens:       no end token before so many
+    eos_token_id:         tokens that end a response; None: the model's own; (): none
+    stop_strings:         texts that end a response; they stay in its tokens, not in its text
+    repetition_penalty:   above 1: tokens of the prompt and the response become less likely
+    no_repeat_ngram_size: no sequence of so many tokens twice; 0: no limit
+    bad_words_ids:        sequences of tokens that may not appear
+    logits_processor:     any further processors of transformers, called last. As in its beam
+                          search, and here in every search, processors see log-probabilities
+    batch_size:           prompts that are searched together: memory against speed
+    on_step:              called after every step with the best so far of each prompt
+    trace:                keep the tree that was searched, for a picture
+
+    Raises UserError for numbers out of range.
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    eos_token_id: int | Sequence[int] | None = None
+    stop_strings: str | Sequence[str] = ()
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    logits_processor: Sequence[LogitsProcessor] = field(default_factory=tuple)
+    batch_size: int = 16
+    on_step: Callable[[Progress], None] | None = None
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("batch_size", 1)):
+            at_least(name, getattr(self, name), least)
+        at_least("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"min_new_tokens is {self.min_new_tokens}, max_new_tokens {self.max_new_tokens}; "
+                "accepted: at most as many"
+            )
+        if not self.repetition_penalty > 0:
+            raise UserError(
+                f"repetition_penalty is {self.repetition_penalty}; accepted: above 0 (1: none)"
+            )
+        if any(not each for each in self.stops):
+            raise UserError("stop_strings holds an empty text; accepted: at least one character")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        given = self.stop_strings
+        return (given,) if isinstance(given, str) else tuple(given)
+
+    @cached_property
+    def processors(self) -> LogitsProcessorList:
+        """The processors that the options ask for, and then the user's own."""
+        chosen: list[Any] = []
+        if self.repetition_penalty != 1.0:
+            chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.no_repeat_ngram_size:
+            chosen.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
+        if self.bad_words_ids:
+            chosen.append(NoBadWordsLogitsProcessor([list(each) for each in self.bad_words_ids]))
+        return LogitsProcessorList([*chosen, *self.logits_processor])
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A :class:`Decoding` for one model: what ends a response, and what may come next.
+
+    eos:       the end tokens
+    tokenizer: to find stop strings; needed only for these
+    """
+
+    decoding: Decoding
+    eos: tuple[int, ...]
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __post_init__(self) -> None:
+        if self.decoding.stops and self.tokenizer is None:
+            raise UserError("stop_strings need a tokenizer; accepted: a pair that has one")
+
+    def finish(self, token_ids: Sequence[int]) -> Finish | None:
+        """Why a response ends with its last token, or None if it goes on."""
+        if token_ids[-1] in self.eos:
+            return "eos"
+        if self.decoding.stops and self._stopped_at(self._decoded(token_ids)) is not None:
+            return "stop"
+        return "length" if len(token_ids) >= self.decoding.max_new_tokens else None
+
+    def text(self, token_ids: Sequence[int]) -> str | None:
+        """The response as text, without special tokens and without a stop string at its end."""
+        if self.tokenizer is None:
+            return None
+        text = self._decoded(token_ids)
+        at = self._stopped_at(text)
+        return text if at is None else text[:at]
+
+    def allowed(self, branches: Branches, nodes: Tensor, logps: Tensor) -> Tensor:
+        """Process log-probabilities [R, V] of what follows `nodes` [R]; the given ones stay."""
+        if not self.decoding.processors and not self.decoding.min_new_tokens:
+            return logps
+        logps = logps.clone()
+        depth = branches.tree.depth(nodes)
+        if self.decoding.processors:
+            lengths = branches.tree.prompt_lengths[branches.tree.prompt(nodes)] + depth
+            for length in lengths.unique():
+                rows = (lengths == length).nonzero().squeeze(-1)
+                ids = [branches.tree.sequence(node) for node in nodes[rows].tolist()]
+                at = rows.to(logps.device)
+                given: Any = torch.tensor(ids, device=logps.device)
+                logps[at] = self.decoding.processors(given, logps[at])
+        if self.eos:
+            young = (depth < self.decoding.min_new_tokens).to(logps.device)
+            ends = torch.tensor(self.eos, device=logps.device)
+            logps[:, ends] = logps[:, ends].masked_fill(young[:, None], -torch.inf)
+        return logps
+
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        assert self.tokenizer is not None
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _stopped_at(self, text: str) -> int | None:
+        found = [text.find(stop) for stop in self.decoding.stops]
+        return min((at for at in found if at >= 0), default=None)
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise UserError where an option is smaller than it may be."""
+    if value < least:
+        raise UserError(f"{name} is {value}; accepted: {least} or more")
