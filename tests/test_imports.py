@@ -155,9 +155,9 @@ def imports_of(file: Path) -> Iterator[tuple[str, bool]]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     inside = {
         id(part)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef)
-        for part in ast.walk(function)
+        for later in ast.walk(tree)
+        if isinstance(later, ast.FunctionDef) or _is_for_types_only(later)
+        for part in ast.walk(later)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -168,6 +168,14 @@ def imports_of(file: Path) -> Iterator[tuple[str, bool]]:
             continue
         for name in names:
             yield name, id(node) not in inside
+
+
+def _is_for_types_only(part: ast.AST) -> bool:
+    return (
+        isinstance(part, ast.If)
+        and isinstance(part.test, ast.Name)
+        and part.test.id == "TYPE_CHECKING"
+    )
 
 
 @pytest.mark.parametrize("room", sorted(READS))
