@@ -22,6 +22,7 @@ COMMANDS = {
     "locate": "find error spans in responses, at a stated rate of false alarms",
     "compare": "put credit beside surprisal, entropy, position and reward models, token by token",
     "eval": "pair accuracy, margins and calibration on preference data",
+    "judge": "how often responses are better than a baseline's, by judges, at equal length",
     "reproduce": "one published claim re-run: its figure and table, with confidence intervals",
     "doctor": "what is installed, which devices there are, which features are on",
 }

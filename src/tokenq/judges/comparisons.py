@@ -134,3 +134,9 @@ def prompt_text(prompt: Prompt) -> str:
     if len(prompt) == 1:
         return str(prompt[0].get("content", ""))
     return "\n\n".join(f"{turn['role']}: {turn.get('content', '')}" for turn in prompt)
+
+
+def shown(prompt: Prompt) -> str:
+    """The beginning of a prompt, quoted, for messages."""
+    text = prompt_text(prompt)
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenq.data.encoding import encode, encode_prompt
 from tokenq.errors import UserError
-from tokenq.judges.comparisons import Prompt, prompt_key
+from tokenq.judges.comparisons import Prompt, shown
 
 
 def encode_responses(
@@ -46,12 +46,6 @@ def check_length(length: int, longest: int | None, name: str, prompt: Prompt) ->
             f"judge {name}, prompt {shown(prompt)}: prompt and response have {length} tokens; "
             f"accepted: {longest}, what the model reads"
         )
-
-
-def shown(prompt: Prompt) -> str:
-    """The beginning of a prompt, quoted, for messages."""
-    key = prompt_key(prompt)
-    return repr(key if len(key) <= 60 else key[:57] + "...")
 
 
 def _encode(

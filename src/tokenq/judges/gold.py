@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from tokenq.data import lexicon
 from tokenq.errors import UserError
-from tokenq.judges.comparisons import Prompt, prompt_key
+from tokenq.judges.comparisons import Prompt, prompt_key, shown
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
@@ -107,5 +107,7 @@ def last_number(text: str) -> Decimal | None:
 def _right(answers: Mapping[str, str], prompt: Prompt) -> str:
     key = prompt_key(prompt)
     if key not in answers:
-        raise UserError(f"no right answer is known for the prompt {key[:60]!r}; accepted: one each")
+        raise UserError(
+            f"no right answer is known for the prompt {shown(prompt)}; accepted: one for each"
+        )
     return answers[key]

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokenq.errors import UserError
-from tokenq.judges.comparisons import Prompt
-from tokenq.judges.encoding import check_length, encode_responses, shown
+from tokenq.judges.comparisons import Prompt, shown
+from tokenq.judges.encoding import check_length, encode_responses
 from tokenq.models.forward import causal_lm
 from tokenq.models.logps import TOKEN_BUDGET
 from tokenq.models.outcome_logits import (
