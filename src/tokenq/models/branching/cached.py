@@ -137,6 +137,22 @@ class CachedModel:
         states = _states(inner, ids.to(device), positions.to(device), reading)
         return states[torch.argsort(order).to(device)]
 
+    def untold_window(self, inner: PreTrainedModel) -> str | None:
+        """Say which layer sees less than it told here, or None; after :meth:`open_states`.
+
+        A probe shorter than the window cannot show it.
+        """
+        config = inner.config.get_text_config()
+        window = getattr(config, "sliding_window", None) or None
+        types = getattr(config, "layer_types", None)
+        for number, layer in self._layers.items():
+            kind = "sliding_attention" if types is None else types[number]
+            if kind not in ("full_attention", "sliding_attention"):
+                return f"layer {number} is of type {kind}"
+            if layer.window != (window if kind == "sliding_attention" else None):
+                return f"layer {number} has a window that its attention is not told"
+        return None
+
 
 def branching_problem(model: PreTrainedModel) -> str | None:
     """Say why branches over a shared cache do not reproduce plain forwards, or None if they do.
@@ -161,8 +177,11 @@ def branching_problem(model: PreTrainedModel) -> str | None:
             shared.append(reader.read_states(model, tree, nodes))
             leaves = tree.add(nodes[[0, 0, 1, 2]], torch.tensor(ids(4)))
             shared.append(reader.read_states(model, tree, leaves))
+            untold = reader.untold_window(model)
         except Exception as error:  # modelling code that we do not know may raise anything
             return f"{type(error).__name__}: {error}"
+        if untold is not None:
+            return untold
         sequences = tree.prompts + [tree.sequence(node) for node in [*nodes, *leaves]]
         plain = torch.stack([row_states(model, ids)[-1] for ids in sequences]).float()
     difference = float((plain - torch.cat(shared).float()).norm() / plain.norm())

@@ -20,12 +20,14 @@ class LayerKV:
 
     prompt_keys, prompt_values: [P, H_kv, L, D], zero behind a prompt's end
     keys, values:               [H_kv, N, D] of the tokens behind prompts, by slot
+    window: how far back a token sees, itself counted; None: to the start
     """
 
     prompt_keys: Tensor
     prompt_values: Tensor
     keys: Tensor
     values: Tensor
+    window: int | None
 
     def write(self, slots: Tensor, size: int, keys: Tensor, values: Tensor) -> None:
         """Keep keys, values [H_kv, R, D] of tokens in `slots` [R]; `size`: of the whole table."""
@@ -74,19 +76,20 @@ class PromptReading:
         """query [1, H, T, D], key, value [1, H_kv, T, D] -> [1, T, H, D]."""
         kv = self.layers.get(layer)
         if kv is None:
-            kv = self.layers[layer] = self._empty(key, value)
+            kv = self.layers[layer] = self._empty(key, value, window)
         for row, (start, end, _) in zip(self.rows, self.layout.trees.tolist(), strict=True):
             kv.prompt_keys[row, :, : end - start] = key[0, :, start:end]
             kv.prompt_values[row, :, : end - start] = value[0, :, start:end]
         return attend_layout(query, key, value, self.layout, scale, softcap, window)
 
-    def _empty(self, key: Tensor, value: Tensor) -> LayerKV:
+    def _empty(self, key: Tensor, value: Tensor, window: int | None) -> LayerKV:
         heads = key.shape[1]
         return LayerKV(
             key.new_zeros(self.prompts, heads, self.longest, key.shape[-1]),
             value.new_zeros(self.prompts, heads, self.longest, value.shape[-1]),
             key.new_zeros(heads, 0, key.shape[-1]),
             value.new_zeros(heads, 0, value.shape[-1]),
+            window,
         )
 
 
