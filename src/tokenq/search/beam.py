@@ -4,6 +4,7 @@ By eqs. 12-13 of "From r to Q*" (arXiv 2404.12358), searching for the most likel
 optimal policy is searching for the greatest reward plus optimal value.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, Unpack
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tokenq.errors import UserError
 from tokenq.models.branching.branches import Frontier, Moves
-from tokenq.search.decoding import Decoding, DecodingOptions, Finish, at_least
+from tokenq.search.decoding import Decoding, DecodingOptions, Finish, whole
 from tokenq.search.results import SearchResults
 from tokenq.search.running import Batch, Found, run
 from tokenq.search.scores import Score
@@ -33,14 +34,16 @@ class BeamOptions:
     plausibility: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least("num_beams", self.num_beams, 1)
+        whole("num_beams", self.num_beams, 1)
         wanted = self.num_return_sequences
-        if wanted is not None and not 1 <= wanted <= self.num_beams:
+        if wanted is not None and wanted not in range(1, self.num_beams + 1):
             raise UserError(
                 f"num_return_sequences is {wanted}; accepted: 1 to {self.num_beams}, the number of "
                 "beams"
             )
-        if self.early_stopping not in (True, False, "never"):
+        if not math.isfinite(self.length_penalty):
+            raise UserError(f"length_penalty is {self.length_penalty}; accepted: a finite number")
+        if self.early_stopping != "never" and not isinstance(self.early_stopping, bool):
             raise UserError(
                 f"early_stopping is {self.early_stopping!r}; accepted: True, False, 'never'"
             )
@@ -95,8 +98,8 @@ def beam_search(
         num_return_sequences,
         plausibility,
     )
-    target = Target.of(pair_or_model, with_reference=options.score.needs_reference)
     settings = Decoding(max_new_tokens=max_new_tokens, **decoding)
+    target = Target.of(pair_or_model, with_reference=options.score.needs_reference)
     _check_width(target, num_beams, max_new_tokens)
     return run(target, prompts, settings, lambda batch: _search(batch, options))
 
@@ -213,7 +216,7 @@ def _divide(
             *tree.response(int(candidates.moves.parents[going[0]])),
             int(candidates.moves.tokens[going[0]]),
         ]
-        batch.tell(prompt, step, best, beams.scores[0])
+        batch.tell(prompt, step, best, options.normalised(beams.scores[0], step))
     elif beams.whole:
         score, found = beams.whole[0]
         batch.tell(prompt, step, found.path.token_ids, score)

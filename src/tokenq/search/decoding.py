@@ -1,9 +1,11 @@
 """What every way of searching has in common: where texts end, what may not be said, how prompts
 are taken together, and who is told of progress."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -90,17 +92,19 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("batch_size", 1)):
-            at_least(name, getattr(self, name), least)
-        at_least("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+            whole(name, getattr(self, name), least)
+        whole("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"min_new_tokens is {self.min_new_tokens}, max_new_tokens {self.max_new_tokens}; "
                 "accepted: at most as many"
             )
-        if not self.repetition_penalty > 0:
+        if not 0 < self.repetition_penalty < math.inf:
             raise UserError(
                 f"repetition_penalty is {self.repetition_penalty}; accepted: above 0 (1: none)"
             )
+        if any(not each for each in self.bad_words_ids):
+            raise UserError("bad_words_ids holds an empty sequence; accepted: at least one token")
         if any(not each for each in self.stops):
             raise UserError("stop_strings holds an empty text; accepted: at least one character")
 
@@ -112,7 +116,7 @@ class Decoding:
 
     @cached_property
     def processors(self) -> LogitsProcessorList:
-        """The processors that the options ask for, and then the user's own."""
+        """The processors that the options ask for; the user's own come after them."""
         chosen: list[Any] = []
         if self.repetition_penalty != 1.0:
             chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -120,7 +124,7 @@ class Decoding:
             chosen.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
         if self.bad_words_ids:
             chosen.append(NoBadWordsLogitsProcessor([list(each) for each in self.bad_words_ids]))
-        return LogitsProcessorList([*chosen, *self.logits_processor])
+        return LogitsProcessorList(chosen)
 
 
 @dataclass(frozen=True)
@@ -157,22 +161,16 @@ class Rules:
 
     def allowed(self, branches: Branches, nodes: Tensor, logps: Tensor) -> Tensor:
         """Process log-probabilities [R, V] of what follows `nodes` [R]; the given ones stay."""
-        if not self.decoding.processors and not self.decoding.min_new_tokens:
+        decoding = self.decoding
+        if not (decoding.processors or decoding.min_new_tokens or decoding.logits_processor):
             return logps
         logps = logps.clone()
-        depth = branches.tree.depth(nodes)
-        if self.decoding.processors:
-            lengths = branches.tree.prompt_lengths[branches.tree.prompt(nodes)] + depth
-            for length in lengths.unique():
-                rows = (lengths == length).nonzero().squeeze(-1)
-                ids = [branches.tree.sequence(node) for node in nodes[rows].tolist()]
-                at = rows.to(logps.device)
-                given: Any = torch.tensor(ids, device=logps.device)
-                logps[at] = self.decoding.processors(given, logps[at])
-        if self.eos:
-            young = (depth < self.decoding.min_new_tokens).to(logps.device)
+        _process(branches, nodes, logps, decoding.processors)
+        if self.eos and decoding.min_new_tokens:
+            young = (branches.tree.depth(nodes) < decoding.min_new_tokens).to(logps.device)
             ends = torch.tensor(self.eos, device=logps.device)
             logps[:, ends] = logps[:, ends].masked_fill(young[:, None], -torch.inf)
+        _process(branches, nodes, logps, LogitsProcessorList(decoding.logits_processor))
         return logps
 
     def _decoded(self, token_ids: Sequence[int]) -> str:
@@ -184,7 +182,30 @@ class Rules:
         return min((at for at in found if at >= 0), default=None)
 
 
+def _process(
+    branches: Branches, nodes: Tensor, logps: Tensor, processors: LogitsProcessorList
+) -> None:
+    """Change logps [R, V] in place; rows of equal length go to the processors together."""
+    if not processors:
+        return
+    tree = branches.tree
+    lengths = tree.prompt_lengths[tree.prompt(nodes)] + tree.depth(nodes)
+    for length in lengths.unique():
+        rows = (lengths == length).nonzero().squeeze(-1)
+        ids = [tree.sequence(node) for node in nodes[rows].tolist()]
+        at = rows.to(logps.device)
+        given: Any = torch.tensor(ids, device=logps.device)
+        logps[at] = processors(given, logps[at])
+
+
 def at_least(name: str, value: float, least: float) -> None:
     """Raise UserError where an option is smaller than it may be."""
-    if value < least:
-        raise UserError(f"{name} is {value}; accepted: {least} or more")
+    if not isinstance(value, Real) or not least <= value < math.inf:
+        raise UserError(f"{name} is {value!r}; accepted: {least} or more")
+
+
+def whole(name: str, value: int, least: int) -> None:
+    """Raise UserError where an option is no whole number, or smaller than it may be."""
+    if not isinstance(value, Integral):
+        raise UserError(f"{name} is {value!r}; accepted: a whole number, {least} or more")
+    at_least(name, value, least)

@@ -129,7 +129,14 @@ class SearchResults(Sequence[list[SearchResult]]):
 
     @property
     def best(self) -> list[SearchResult]:
-        """The best response to each prompt."""
+        """The best response to each prompt. Raises UserError where a prompt has none, because
+        its options or processors forbade every token."""
+        empty = next((number for number, row in enumerate(self._rows) if not row), None)
+        if empty is not None:
+            raise UserError(
+                f"prompt {empty} has no response: every token was forbidden; accepted: weaker "
+                "options"
+            )
         return [row[0] for row in self._rows]
 
     def mean_log_ratio(self) -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenq.errors import UserError
 from tokenq.models.branching.branches import POLICY, REFERENCE, Branches, Guidance, Path
 from tokenq.models.packing import Ids
 from tokenq.search.decoding import Decoding, Finish, Progress, Rules
@@ -87,6 +88,11 @@ def run(
 
     Raises UserError for prompts that the models cannot read.
     """
+    if guidance is None and POLICY not in target.models:
+        raise UserError(
+            f"the models are {', '.join(map(repr, target.models))}; accepted: one of them named "
+            f"'{POLICY}', which is searched"
+        )
     rules = target.rules(decoding)
     encoded = target.encode(prompts, decoding.max_new_tokens)
     copies = _copies(encoded)

@@ -9,6 +9,7 @@ the reward itself, up to such a number, with nothing that keeps the text fluent.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tokenq.errors import UserError
@@ -55,4 +56,6 @@ class Score:
         """
         if not self.needs_reference:
             return searched
-        return searched - self.reference * logps[REFERENCE]
+        gains = searched - self.reference * logps[REFERENCE]
+        # A token that both models exclude would be nan, which sorts before every number.
+        return gains.masked_fill(searched == -torch.inf, -torch.inf)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from operator import index
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -57,6 +58,8 @@ class Target:
         if isinstance(given, Pair):
             return cls._of_pair(given, with_reference)
         named = given if isinstance(given, Mapping) else {POLICY: given}
+        if not named:
+            raise UserError("no model was given; accepted: {'policy': ..., 'reference': ...}")
         if with_reference and REFERENCE not in named:
             raise UserError(
                 "this score needs a reference; accepted: a pair, or {'policy': ..., 'reference': "
@@ -92,6 +95,11 @@ class Target:
             reference=None if with_reference else pair.reference,
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the models score."""
+        return next(iter(self.models.values())).vocabulary
+
     def with_models(self, **models: Any) -> "Target":
         """The same target with further models in step, by name."""
         added = {name: _step_model(each) for name, each in models.items()}
@@ -101,12 +109,18 @@ class Target:
         """Where responses of this target end under `decoding`."""
         given = decoding.eos_token_id
         if given is None:
-            return Rules(decoding, self.eos, self.tokenizer)
+            known = tuple(token for token in self.eos if 0 <= token < self.vocabulary)
+            return Rules(decoding, known, self.tokenizer)
         eos = (given,) if isinstance(given, int) else tuple(given)
+        wrong = next((token for token in eos if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise UserError(f"eos_token_id holds {wrong}; accepted: 0 to {self.vocabulary - 1}")
         return Rules(decoding, eos, self.tokenizer)
 
     def encode(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
         """Token ids of the prompts. Raises UserError for one that is empty or too long."""
+        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping | int)):
+            raise UserError("prompts is one prompt; accepted: a list of prompts")
         encoded = []
         for number, prompt in enumerate(prompts):
             ids = self._ids(number, prompt)
@@ -135,19 +149,30 @@ class Target:
             return [each.float().cpu() for each in token_logps(reference, prompts, responses)]
 
     def _ids(self, number: int, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], Mapping)):
+        if isinstance(prompt, str) or _is_messages(prompt):
             if self.tokenizer is None:
                 raise UserError(
                     f"prompt {number} is text, and a bare model has no tokenizer; accepted: lists "
                     "of token ids, or a pair from load_pair"
                 )
-            return encode_prompt(self.tokenizer, prompt)  # type: ignore[arg-type]
-        ids = [int(token) for token in cast(Ids, prompt)]
-        size = next(iter(self.models.values())).vocabulary
-        wrong = next((token for token in ids if not 0 <= token < size), None)
+            return encode_prompt(self.tokenizer, prompt)
+        try:
+            ids = [index(token) for token in prompt]  # type: ignore[arg-type]
+        except TypeError:
+            raise UserError(
+                f"prompt {number} is {prompt!r:.60}; accepted: a text, a list of messages or a "
+                "list of token ids"
+            ) from None
+        wrong = next((token for token in ids if not 0 <= token < self.vocabulary), None)
         if wrong is not None:
-            raise UserError(f"prompt {number} holds token {wrong}; accepted: 0 to {size - 1}")
+            raise UserError(
+                f"prompt {number} holds token {wrong}; accepted: 0 to {self.vocabulary - 1}"
+            )
         return ids
+
+
+def _is_messages(prompt: Prompt) -> TypeGuard[Messages]:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
 def _step_model(given: Any) -> StepModel:
@@ -155,6 +180,11 @@ def _step_model(given: Any) -> StepModel:
         return step_model(given)
     if isinstance(given, Pair):
         raise UserError("a pair is not one model; accepted: pair.policy or pair.reference")
+    if not hasattr(given, "vocabulary") or not hasattr(given, "read"):
+        raise UserError(
+            f"{given!r:.60} is not a model; accepted: a pair from load_pair, a loaded model, or "
+            "models by name"
+        )
     model: StepModel = given
     return model
 
