@@ -39,10 +39,14 @@ class JudgeServer:
 
 @contextmanager
 def judge_server(
-    rule: Rule = longer, failures: Sequence[Any] = (), seconds: float = 0.0
+    rule: Rule = longer,
+    failures: Sequence[Any] = (),
+    seconds: float = 0.0,
+    reply: Callable[[str], str] | None = None,
 ) -> Iterator[JudgeServer]:
     """Serve `POST /v1/chat/completions` with OpenAI's JSON, answering by `rule`.
 
+    reply:    answers the whole question instead
     failures: what the first requests get: a status, (status, headers), text for a body that is no
               completion, or seconds of silence as a float
     seconds:  that every answer takes
@@ -72,7 +76,8 @@ def judge_server(
             elif isinstance(failure, str):
                 self.send(200, failure, {})
             else:
-                text = rule(*_RESPONSES.search(body["messages"][0]["content"]).groups())
+                question = body["messages"][0]["content"]
+                text = reply(question) if reply else rule(*_RESPONSES.search(question).groups())
                 message = {"role": "assistant", "content": text}
                 self.send(200, {"choices": [{"index": 0, "message": message}]}, {})
 

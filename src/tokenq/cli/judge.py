@@ -208,9 +208,10 @@ def _show(
 ) -> None:
     from tokenq.judges.running import agreements
 
-    table = Table("judge", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("judge", overflow="fold")
     for name in ("win rate", "95 %", "at equal length", "95 %", "ties"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, each in judged.items():
         rate, control = each.report.win_rate, each.report.length_controlled
         ties = "" if rate is None else str(rate.ties)
