@@ -1,0 +1,55 @@
+"""The beginnings of responses, as a user's value or reward function is shown them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenq.errors import UserError
+from tokenq.models.branching.branches import Branches
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a response, or a whole one.
+
+    prompt_ids:   the prompt's tokens
+    response_ids: those written so far; an end token, if there is one, is the last
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+
+PrefixFunction = Callable[[Sequence[Prefix]], Sequence[float]]
+"""One number for each prefix that is asked about; all prefixes of a step come in one call."""
+
+
+def asked_once(
+    function: PrefixFunction, prefixes: Sequence[Prefix], name: str = "value"
+) -> list[float]:
+    """Ask about each distinct prefix once; return a number for every given one.
+
+    Raises UserError where the function, `name` in messages, returns another number of values.
+    """
+    distinct = list(dict.fromkeys(prefixes))
+    if not distinct:
+        return []
+    told = [float(value) for value in function(distinct)]
+    if len(told) != len(distinct):
+        raise UserError(
+            f"{name} returned {len(told)} numbers for {len(distinct)} prefixes; accepted: one each"
+        )
+    known = dict(zip(distinct, told, strict=True))
+    return [known[prefix] for prefix in prefixes]
+
+
+def continued(branches: Branches, nodes: Tensor, tokens: Tensor) -> list[Prefix]:
+    """What nodes [R] become by one of K tokens each, [R, K]: R * K prefixes, row by row."""
+    prefixes = []
+    numbers = branches.tree.prompt(nodes).tolist()
+    for node, prompt, candidates in zip(nodes.tolist(), numbers, tokens.tolist(), strict=True):
+        asked = tuple(branches.tree.prompts[prompt])
+        written = tuple(branches.tree.response(node))
+        prefixes += [Prefix(asked, (*written, token)) for token in candidates]
+    return prefixes
