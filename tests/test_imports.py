@@ -117,6 +117,7 @@ READS = {
     "training": {"data", "models", "objectives"},
     "credit": {"data", "models"},
     "judges": {"data", "models"},
+    "monitor": {"data", "models"},
     "search": {"data", "mdp", "models"},
     "report": {"credit"},
     "reproduce": {

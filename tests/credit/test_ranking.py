@@ -10,7 +10,7 @@ from small_pairs import small_pair
 import tokenq
 from tokenq.credit import credit_dataset
 from tokenq.credit.dataset import CreditOptions
-from tokenq.credit.finished import open_finished, records_by_row, source_columns
+from tokenq.credit.finished import open_finished, records_by_row
 from tokenq.credit.ranking import (
     SIGNALS,
     RankingSummary,
@@ -19,7 +19,7 @@ from tokenq.credit.ranking import (
     rank_dataset,
     ranked_responses,
 )
-from tokenq.data.loading import Rows, load_rows
+from tokenq.data.loading import Rows, load_rows, source_columns
 from tokenq.errors import UserError
 from tokenq.models.pair import Pair
 

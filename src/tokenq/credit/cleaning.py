@@ -13,11 +13,11 @@ from scipy.special import expit, logit
 
 from tokenq.credit.aggregation import Shares, word_units
 from tokenq.credit.alignment import AlignedSegment, aligned_segments
-from tokenq.credit.finished import Record, records_by_row, source_columns
+from tokenq.credit.finished import Record, records_by_row
 from tokenq.credit.format_tokens import FormatShare, content_margin
 from tokenq.credit.journal import read_records
 from tokenq.credit.summary import Mean
-from tokenq.data.loading import Rows
+from tokenq.data.loading import Rows, source_columns
 from tokenq.errors import UserError
 from tokenq.storage import atomic_file
 

@@ -67,21 +67,8 @@ def records_by_row(path: Path, rows: Rows) -> Iterator[tuple[Record, Record]]:
     return _joined(rows.dataset, read_records(path))
 
 
-def source_columns(row: Record) -> Record:
-    """A row as it can be written and loaded again: without the empty cells that Arrow adds."""
-    return {name: _without_nulls(value) for name, value in row.items() if value is not None}
-
-
 def _joined(rows: Iterable[Any], records: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
     for row, record in zip(rows, records, strict=True):
         if row["row"] != record["row"]:
             raise ValueError(f"row {row['row']} stands beside the record of row {record['row']}")
         yield row, record
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    if isinstance(value, list):
-        return [_without_nulls(part) for part in value]
-    return value

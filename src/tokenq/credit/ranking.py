@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tokenq.credit.answers import read_answer
 from tokenq.credit.columns import named_responses
-from tokenq.credit.finished import records_by_row, source_columns
+from tokenq.credit.finished import records_by_row
 from tokenq.credit.summary import Mean
 from tokenq.data.formats import TEMPLATE_COLUMNS, Messages
-from tokenq.data.loading import Rows
+from tokenq.data.loading import Rows, source_columns
 from tokenq.data.turns import OTHERS
 from tokenq.errors import UserError
 from tokenq.models.logps import TOKEN_BUDGET, token_logps

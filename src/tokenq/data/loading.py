@@ -102,6 +102,11 @@ def load_rows(
     return Rows(dataset, kind, str(source), fingerprint, len(rejected.rows))
 
 
+def source_columns(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it can be written and loaded again: without the empty cells that Arrow adds."""
+    return {name: _without_nulls(value) for name, value in row.items() if value is not None}
+
+
 class Rejects:
     """Malformed rows: raised at once, or collected for the file given."""
 
@@ -285,3 +290,11 @@ def _features(source: datasets.Features, form: RowFormat) -> datasets.Features:
 
 def _holds_messages(feature: Any) -> bool:
     return isinstance(feature, datasets.List) and not isinstance(feature.feature, datasets.Value)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    return value
