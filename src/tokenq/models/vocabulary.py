@@ -36,7 +36,7 @@ def check_rows(tokenizer: PreTrainedTokenizerBase, rows: int, name: str) -> None
     ends a text nor stands in the chat template (image tokens of a model's text-only sibling).
     """
     template = str(tokenizer.chat_template or "")
-    harmless = set(tokenizer.all_special_ids) | _added_special(tokenizer)
+    harmless = set(tokenizer.all_special_ids) | added_special(tokenizer)
     harmless -= {tokenizer.bos_token_id, tokenizer.eos_token_id}
     for token, text in sorted(_by_id(tokenizer).items()):
         if token >= rows and (token not in harmless or text in template):
@@ -62,7 +62,8 @@ def _padding_only(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {tokenizer.pad_token_id} - used - {None}
 
 
-def _added_special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def added_special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that were added to the tokenizer as special: decoding can skip them."""
     return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
 
 
