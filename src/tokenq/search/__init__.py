@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tokenq.search.decoding import Progress as Progress
     from tokenq.search.results import SearchResult as SearchResult
     from tokenq.search.results import SearchResults as SearchResults
+    from tokenq.search.sampling import greedy as greedy
+    from tokenq.search.sampling import sample as sample
     from tokenq.search.scores import Score as Score
     from tokenq.search.target import Target as Target
     from tokenq.search.trace import Trace as Trace
@@ -26,6 +28,8 @@ _HOMES = {
     "Target": "target",
     "Trace": "trace",
     "beam_search": "beam",
+    "greedy": "sampling",
+    "sample": "sampling",
 }
 __all__ = list(_HOMES)
 
