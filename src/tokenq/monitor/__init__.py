@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenq.monitor.filtering import FilterSummary as FilterSummary
     from tokenq.monitor.filtering import filter_pairs as filter_pairs
+    from tokenq.monitor.identity import KLIdentity as KLIdentity
+    from tokenq.monitor.identity import kl_identity as kl_identity
+    from tokenq.monitor.likelihood import LikelihoodSplit as LikelihoodSplit
+    from tokenq.monitor.likelihood import answer_parts as answer_parts
+    from tokenq.monitor.likelihood import likelihood_split as likelihood_split
     from tokenq.monitor.similarity import PairSimilarity as PairSimilarity
     from tokenq.monitor.similarity import pair_similarities as pair_similarities
 
 _HOMES = {
     "FilterSummary": "filtering",
+    "KLIdentity": "identity",
+    "LikelihoodSplit": "likelihood",
     "PairSimilarity": "similarity",
+    "answer_parts": "likelihood",
     "filter_pairs": "filtering",
+    "kl_identity": "identity",
+    "likelihood_split": "likelihood",
     "pair_similarities": "similarity",
 }
 __all__ = list(_HOMES)
