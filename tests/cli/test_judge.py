@@ -142,6 +142,7 @@ def test_models_judge_from_the_command_line(files: list[str], tmp_path: Path) ->
         ([], "required: --judge"),
         (["--judge", "length", "--judge", "length"], "--judge names length twice"),
         (["--judge", "length", "--token_budget", "0"], "--token_budget is 0; accepted"),
+        (["--judge", "length", "--seed", "-1"], "--seed is -1; accepted"),
         (["--judge", "number:gold"], "12 comparisons have no field 'gold'"),
         (["--judge", "reward:/no/such"], "reward model '/no/such'"),
         (["--judge", "length", "--responses", "/no/such.jsonl"], "no such file"),

@@ -97,6 +97,7 @@ def test_text_of_a_response_is_never_a_field_of_the_template() -> None:
         [500, 503],
         [429],
         [(429, {"Retry-After": "0.1"})],
+        [(429, {"Retry-After": "nan"}), (429, {"Retry-After": "-3"})],
         [(503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})],
         ["<html>busy</html>", '{"choices": []}', "[]"],
         [0.5],
@@ -136,6 +137,19 @@ def test_a_server_that_is_not_there_and_a_key_that_is_echoed(
         pytest.raises(UserError, match=r"\[key\]"),
     ):
         Endpoint("m", server.url).compare("p", "a", "b")
+
+
+def test_a_key_that_cannot_be_sent_is_refused_and_blanks_around_it_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-first\nsk-second")
+    with pytest.raises(UserError, match="OPENAI_API_KEY holds what no API key does") as caught:
+        Endpoint("m", "http://a/v1")
+    assert "sk-" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-only\n")
+    with judge_server() as server:
+        Endpoint("m", server.url).compare("p", "a", "b")
+    assert server.headers[0]["Authorization"] == "Bearer sk-only"
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,16 @@ def test_prompts_without_a_counterpart_are_named(tmp_path: Path) -> None:
         pair_up(ours, strangers, matched_only=True)
 
 
+def test_text_and_messages_are_not_the_same_prompt_but_can_be_made_so(tmp_path: Path) -> None:
+    text = write(tmp_path / "t.jsonl", [{"prompt": "p1", "response": "a"}])
+    chat = write(tmp_path / "c.jsonl", [{"prompt": CHAT, "response": "b"}])
+    for sides in ((text, chat), (chat, text)):
+        with pytest.raises(UserError, match=r"c\.jsonl are messages, those of .*t\.jsonl text"):
+            pair_up(*map(read_responses, sides))
+    sides = [read_responses(path, chat=True) for path in (text, chat)]
+    assert pair_up(*sides) == [Comparison(CHAT, "a", "b")]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -125,6 +135,7 @@ def test_prompts_without_a_counterpart_are_named(tmp_path: Path) -> None:
             '{"prompt": "p", "responses": ["a", {"text": null}]}',
             "line 2: field 'responses[1].text'",
         ),
+        ('{"prompt": "p", "response": "\\ud800"}', "line 2: field 'response' holds half of a surr"),
         ('{"prompt": [{"role": "user"}], "response": "r"}', "line 2: field 'prompt[0].content'"),
     ],
 )

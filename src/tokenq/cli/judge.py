@@ -147,6 +147,8 @@ def _judges(arguments: argparse.Namespace) -> list["NamedJudge"]:
 
     if arguments.token_budget < 1:
         raise UserError(f"--token_budget is {arguments.token_budget}; accepted: 1 or more")
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}; accepted: 0 or more")
     judges = [parse_judge(text) for text in arguments.judge]
     names = [each.name for each in judges]
     repeated = {name for name in names if names.count(name) > 1}

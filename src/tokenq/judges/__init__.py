@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tokenq.judges.gold import length as length
     from tokenq.judges.gold import lexicon_valence as lexicon_valence
     from tokenq.judges.implicit_reward import ImplicitReward as ImplicitReward
+    from tokenq.judges.journal import VerdictJournal as VerdictJournal
     from tokenq.judges.judging import judge_comparisons as judge_comparisons
     from tokenq.judges.length_control import LengthControl as LengthControl
     from tokenq.judges.length_control import length_controlled as length_controlled
@@ -35,8 +36,14 @@ if TYPE_CHECKING:
     from tokenq.judges.pair_accuracy import PairScore as PairScore
     from tokenq.judges.pair_accuracy import ResponseScore as ResponseScore
     from tokenq.judges.pair_accuracy import judge_pairs as judge_pairs
+    from tokenq.judges.responses import Responses as Responses
+    from tokenq.judges.responses import pair_up as pair_up
+    from tokenq.judges.responses import read_responses as read_responses
     from tokenq.judges.reward_model import RewardModel as RewardModel
+    from tokenq.judges.running import run_judges as run_judges
     from tokenq.judges.scoring import score_pairs as score_pairs
+    from tokenq.judges.specs import Resources as Resources
+    from tokenq.judges.specs import parse_judge as parse_judge
     from tokenq.judges.summary import JudgeReport as JudgeReport
     from tokenq.judges.summary import summarise as summarise
     from tokenq.judges.wins import Agreement as Agreement
@@ -62,10 +69,13 @@ _HOMES = {
     "PairReport": "pair_accuracy",
     "PairScore": "pair_accuracy",
     "Prompt": "comparisons",
+    "Resources": "specs",
     "ResponseScore": "pair_accuracy",
+    "Responses": "responses",
     "RewardModel": "reward_model",
     "ScoringJudge": "comparisons",
     "Verdict": "comparisons",
+    "VerdictJournal": "journal",
     "WinRate": "wins",
     "agreement": "wins",
     "calibrate": "calibration",
@@ -75,9 +85,13 @@ _HOMES = {
     "length": "gold",
     "length_controlled": "length_control",
     "lexicon_valence": "gold",
+    "pair_up": "responses",
+    "parse_judge": "specs",
     "prompt_key": "comparisons",
     "read_choice": "endpoint",
+    "read_responses": "responses",
     "reliability_figure": "figure",
+    "run_judges": "running",
     "score_pairs": "scoring",
     "summarise": "summary",
     "win_rate": "wins",

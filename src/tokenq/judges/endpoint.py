@@ -77,7 +77,7 @@ class Endpoint:
         self._retries = retries
         fields = {"model": model, "temperature": 0, "max_tokens": max_tokens, **(body or {})}
         self._fields = {name: value for name, value in fields.items() if value is not None}
-        self._key = os.environ.get(key_env)
+        self._key = _key(key_env)
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=timeout,
@@ -105,8 +105,8 @@ class Endpoint:
             wait = _FIRST_WAIT * 2**tried * random.uniform(0.5, 1)
             try:
                 response = self._client.post(self.url, json=body)
-            except httpx2.TransportError as error:
-                failure = str(error) or type(error).__name__
+            except httpx2.RequestError as error:
+                failure = self._without_key(str(error)) or type(error).__name__
             else:
                 if response.is_success:
                     content = _content(response)
@@ -123,10 +123,11 @@ class Endpoint:
         raise UserError(f"{self.url}: {failure}, after {self._retries + 1} tries")
 
     def _describe(self, response: httpx2.Response) -> str:
-        text = " ".join(response.text.split())[:300]
-        if self._key:
-            text = text.replace(self._key, "[key]")
+        text = self._without_key(" ".join(response.text.split()))[:300]
         return f"HTTP {response.status_code} {response.reason_phrase}: {text}"
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
 
 
 def read_choice(text: str) -> Choice | None:
@@ -141,6 +142,13 @@ def read_choice(text: str) -> Choice | None:
         return marks.pop() if len(marks) == 1 else None
     bare = _BARE.fullmatch(text)
     return _CHOICES[bare[1].lower()] if bare else None
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{variable} holds what no API key does; accepted: printable ASCII")
+    return key
 
 
 def check_url(base_url: str) -> str:
@@ -183,6 +191,6 @@ def _content(response: httpx2.Response) -> str | None:
 def _asked_to_wait(response: httpx2.Response) -> float:
     """Seconds; 0 where the server does not say, or names a date."""
     try:
-        return float(response.headers.get("retry-after", 0))
+        return max(0.0, float(response.headers.get("retry-after", 0)))  # 0.0 for nan too
     except ValueError:
         return 0.0

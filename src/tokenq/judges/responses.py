@@ -90,8 +90,14 @@ def pair_up(ours: Responses, theirs: Responses, *, matched_only: bool = False) -
     matched_only: leave out prompts that only one side has
 
     Raises UserError, naming prompts, where one side has no response to a prompt, or the sides have
-    different numbers of them and neither has one.
+    different numbers of them and neither has one; and where one side's prompts are messages.
     """
+    if _has_messages(ours) != _has_messages(theirs):
+        text, chat = (theirs, ours) if _has_messages(ours) else (ours, theirs)
+        raise UserError(
+            f"the prompts of {chat.source} are messages, those of {text.source} text; accepted: "
+            "the same in both, or --chat, which makes messages of text"
+        )
     for one, other in ((ours, theirs), (theirs, ours)):
         alone = [key for key in one.texts if key not in other.texts]
         if alone and not matched_only:
@@ -108,6 +114,10 @@ def pair_up(ours: Responses, theirs: Responses, *, matched_only: bool = False) -
             f"{_named(theirs, list(theirs.texts))})"
         )
     return [each for key in shared for each in _of_prompt(ours, theirs, key)]
+
+
+def _has_messages(side: Responses) -> bool:
+    return any(not isinstance(prompt, str) for prompt in side.prompts.values())
 
 
 def _of_prompt(ours: Responses, theirs: Responses, key: str) -> Iterator[Comparison]:
@@ -136,7 +146,9 @@ def _row(record: Record, chat: bool) -> tuple[Prompt, list[str]]:
     if not isinstance(prompt, str):
         prompt = checked_messages(prompt, names[0], answer=False)
     elif chat:
-        prompt = [{"role": "user", "content": prompt}]
+        prompt = [{"role": "user", "content": _text(prompt, names[0])}]
+    else:
+        prompt = _text(prompt, names[0])
     name, value = answers[0], row[answers[0]]
     if name.endswith("s"):
         if not isinstance(value, list) or not value:
@@ -152,6 +164,8 @@ def _text(value: Any, field: str) -> str:
         return str(checked_messages(value, field, answer=False)[-1].get("content", ""))
     if not isinstance(value, str):
         raise MalformedRow(field, "is no text", "a string, messages, or an object with a text")
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+        raise MalformedRow(field, "holds half of a surrogate pair", "valid Unicode text")
     return value
 
 
