@@ -103,13 +103,19 @@ class SearchResult:
 class SearchResults(Sequence[list[SearchResult]]):
     """The responses to each prompt, best first: `results[i][j]` is the j-th of prompt i.
 
-    traces: the tree that was searched for each prompt, where `trace=True` was given
+    traces:     the tree that was searched for each prompt, where `trace=True` was given
+    statistics: what all of it took: "expansions" (prompts and tokens that the models read, however
+                many models), "model_seconds", "seconds" (all), and what the method counts
     """
 
     def __init__(
-        self, rows: Sequence[list[SearchResult]], traces: Sequence[Trace | None] | None = None
+        self,
+        rows: Sequence[list[SearchResult]],
+        traces: Sequence[Trace | None] | None = None,
+        statistics: Mapping[str, float] | None = None,
     ) -> None:
         self._rows = list(rows)
+        self.statistics = dict(statistics or {})
         self.traces = list(traces) if traces is not None else [None] * len(self._rows)
 
     @overload

@@ -1,9 +1,10 @@
 """From prompts to results: batches of prompts of like length, each handed to one search."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from tokenq.errors import UserError
 from tokenq.models.branching.branches import POLICY, REFERENCE, Branches, Guidance, Path
 from tokenq.models.packing import Ids
-from tokenq.search.decoding import Decoding, Finish, Progress, Rules
+from tokenq.search.decoding import Decoding, Finish, Progress, RuledGuidance, Rules
 from tokenq.search.results import SearchResult, SearchResults
 from tokenq.search.target import Prompt, Target
 from tokenq.search.trace import Trace
@@ -42,6 +43,7 @@ class Batch:
     numbers:  [P] each prompt's place among all that were given
     copies:   [P] how many equal prompts stand before it
     traces:   one a prompt, or None
+    counts:   what a search counts or times, by name; summed over batches
     """
 
     branches: Branches
@@ -49,6 +51,7 @@ class Batch:
     numbers: list[int]
     copies: list[int]
     traces: list[Trace] | None
+    counts: dict[str, float] = field(default_factory=dict)
 
     def generators(self, seed: int) -> list[np.random.Generator]:
         """[P] random numbers that depend on the seed and the prompt, not on what is searched
@@ -88,6 +91,9 @@ def run(
 
     Raises UserError for prompts that the models cannot read.
     """
+    guidance = guidance or decoding.guidance
+    if guidance is not None:
+        target = target.reading(guidance.models)
     if guidance is None and POLICY not in target.models:
         raise UserError(
             f"the models are {', '.join(map(repr, target.models))}; accepted: one of them named "
@@ -95,20 +101,30 @@ def run(
         )
     rules = target.rules(decoding)
     encoded = target.encode(prompts, decoding.max_new_tokens)
+    if isinstance(guidance, RuledGuidance):
+        given = zip(map(tuple, encoded), prompts, strict=True)
+        guidance = guidance.under(rules, dict(given))
     copies = _copies(encoded)
     order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]))
     rows: list[list[SearchResult]] = [[] for _ in encoded]
     traces: list[Trace | None] = [None for _ in encoded]
+    counts: dict[str, float] = {}
+    began = time.perf_counter()
     for start in range(0, len(order), decoding.batch_size):
         numbers = order[start : start + decoding.batch_size]
         kept = [Trace() for _ in numbers] if decoding.trace else None
         with torch.no_grad(), target.open([encoded[n] for n in numbers], guidance) as branches:
-            found = search(Batch(branches, rules, numbers, [copies[n] for n in numbers], kept))
+            batch = Batch(branches, rules, numbers, [copies[n] for n in numbers], kept)
+            found = search(batch)
+        read = {"expansions": branches.evaluations, "model_seconds": branches.seconds}
+        for name, number in {**read, **batch.counts}.items():
+            counts[name] = counts.get(name, 0) + number
         for place, results in enumerate(_results(target, rules, numbers, encoded, found)):
             rows[numbers[place]] = results
             if kept is not None:
                 traces[numbers[place]] = _finished(kept[place], found[place], rules)
-    return SearchResults(rows, traces)
+    counts["seconds"] = time.perf_counter() - began
+    return SearchResults(rows, traces, counts)
 
 
 def _copies(prompts: Sequence[Ids]) -> list[int]:

@@ -1,5 +1,6 @@
 """Several models that read one tree in step: the ground that every search walks on."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -114,6 +115,8 @@ class Branches:
     prompts:  token ids, each at least one
     guidance: makes the searched distribution; the policy's own if left out
 
+    evaluations, seconds: how many nodes the models have read, and how long they took
+
     Use as a context manager: models let go of their caches at the end. Raises UserError where the
     models do not score the same number of tokens.
     """
@@ -128,6 +131,7 @@ class Branches:
         self.tree = TokenTree(prompts)
         self.guidance = guidance
         self.evaluations = 0
+        self.seconds = 0.0
         _check_vocabularies(self.models)
         self._logps = {name: torch.empty(0) for name in self.models}
         self._searched = torch.empty(0)
@@ -194,7 +198,11 @@ class Branches:
 
     def _frontier(self, nodes: Tensor, ask: Callable[[StepModel], Tensor]) -> Frontier:
         with torch.no_grad():
+            start = time.perf_counter()
             logps = {name: ask(model) for name, model in self.models.items()}
+            if logps and next(iter(logps.values())).is_cuda:
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - start
             self.evaluations += len(nodes)
             if self._kl is not None:
                 self._store_kl(nodes, logps)
