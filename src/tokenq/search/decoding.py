@@ -68,7 +68,7 @@ class Decoding:
     stop_strings:         texts that end a response; they stay in its tokens, not in its text
     repetition_penalty:   above 1: tokens of the prompt and the response become less likely
     no_repeat_ngram_size: no sequence of so many tokens twice; 0: no limit
-    bad_words_ids:        sequences of tokens that may not appear
+    bad_words_ids:        sequences of tokens that may not appear; an end token alone always may
     logits_processor:     any further processors of transformers, called last. As in its beam
                           search, and here in every search, processors see log-probabilities
     batch_size:           prompts that are searched together: memory against speed
@@ -114,18 +114,6 @@ class Decoding:
         given = self.stop_strings
         return (given,) if isinstance(given, str) else tuple(given)
 
-    @cached_property
-    def processors(self) -> LogitsProcessorList:
-        """The processors that the options ask for; the user's own come after them."""
-        chosen: list[Any] = []
-        if self.repetition_penalty != 1.0:
-            chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.no_repeat_ngram_size:
-            chosen.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
-        if self.bad_words_ids:
-            chosen.append(NoBadWordsLogitsProcessor([list(each) for each in self.bad_words_ids]))
-        return LogitsProcessorList(chosen)
-
 
 @dataclass(frozen=True)
 class Rules:
@@ -142,6 +130,20 @@ class Rules:
     def __post_init__(self) -> None:
         if self.decoding.stops and self.tokenizer is None:
             raise UserError("stop_strings need a tokenizer; accepted: a pair that has one")
+
+    @cached_property
+    def processors(self) -> LogitsProcessorList:
+        """The processors that the options ask for; the user's own come after them."""
+        given = self.decoding
+        chosen: list[Any] = []
+        if given.repetition_penalty != 1.0:
+            chosen.append(RepetitionPenaltyLogitsProcessor(given.repetition_penalty))
+        if given.no_repeat_ngram_size:
+            chosen.append(NoRepeatNGramLogitsProcessor(given.no_repeat_ngram_size))
+        banned = [list(each) for each in given.bad_words_ids if list(each) not in self._ends]
+        if banned:
+            chosen.append(NoBadWordsLogitsProcessor(banned))
+        return LogitsProcessorList(chosen)
 
     def finish(self, token_ids: Sequence[int]) -> Finish | None:
         """Why a response ends with its last token, or None if it goes on."""
@@ -162,16 +164,20 @@ class Rules:
     def allowed(self, branches: Branches, nodes: Tensor, logps: Tensor) -> Tensor:
         """Process log-probabilities [R, V] of what follows `nodes` [R]; the given ones stay."""
         decoding = self.decoding
-        if not (decoding.processors or decoding.min_new_tokens or decoding.logits_processor):
+        if not (self.processors or decoding.min_new_tokens or decoding.logits_processor):
             return logps
         logps = logps.clone()
-        _process(branches, nodes, logps, decoding.processors)
+        _process(branches, nodes, logps, self.processors)
         if self.eos and decoding.min_new_tokens:
             young = (branches.tree.depth(nodes) < decoding.min_new_tokens).to(logps.device)
             ends = torch.tensor(self.eos, device=logps.device)
             logps[:, ends] = logps[:, ends].masked_fill(young[:, None], -torch.inf)
         _process(branches, nodes, logps, LogitsProcessorList(decoding.logits_processor))
         return logps
+
+    @property
+    def _ends(self) -> list[list[int]]:
+        return [[token] for token in self.eos]
 
     def _decoded(self, token_ids: Sequence[int]) -> str:
         assert self.tokenizer is not None
