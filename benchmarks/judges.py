@@ -60,7 +60,7 @@ class Letter:
     def compare(self, prompt: Prompt, first: str, second: str) -> Answer:
         """Answer with the likelier letter."""
         turns = [{"role": "user", "content": QUESTION.format(first=first, second=second)}]
-        ids = self.tokenizer.apply_chat_template(
+        ids: Any = self.tokenizer.apply_chat_template(
             turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         with torch.no_grad():

@@ -45,9 +45,9 @@ class LengthControl:
 
 
 def length_controlled(
-    preferences: Sequence[float],
-    length_differences: Sequence[float],
-    prompts: Sequence[Hashable] | None = None,
+    preferences: Sequence[float] | np.ndarray,
+    length_differences: Sequence[float] | np.ndarray,
+    prompts: Sequence[Hashable] | np.ndarray | None = None,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,

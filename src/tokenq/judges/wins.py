@@ -36,8 +36,8 @@ class WinRate:
 
 
 def win_rate(
-    preferences: Sequence[float],
-    prompts: Sequence[Hashable] | None = None,
+    preferences: Sequence[float] | np.ndarray,
+    prompts: Sequence[Hashable] | np.ndarray | None = None,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -95,11 +95,11 @@ def agreement(first: Sequence[float | None], second: Sequence[float | None]) -> 
 
 
 def checked(
-    preferences: Sequence[float], prompts: Sequence[Hashable] | None
+    preferences: Sequence[float] | np.ndarray, prompts: Sequence[Hashable] | np.ndarray | None
 ) -> tuple[np.ndarray, Sequence[Hashable]]:
     """Preferences [n] as float64, and what names their prompts."""
     values = np.asarray(preferences, dtype=np.float64)
-    names = range(len(values)) if prompts is None else prompts
+    names: Sequence[Hashable] = range(len(values)) if prompts is None else list(prompts)
     if not values.size:
         raise ValueError("no preferences")
     if not ((values >= 0) & (values <= 1)).all():
