@@ -2,11 +2,11 @@
 are taken together, and who is told of progress."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, Self, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tokenq.errors import UserError
-from tokenq.models.branching.branches import Branches
+from tokenq.models.branching.branches import Branches, Guidance
 
 Finish = Literal["eos", "stop", "length"]
 
@@ -56,6 +56,7 @@ class DecodingOptions(TypedDict, total=False):
     batch_size: int
     on_step: Callable[[Progress], None] | None
     trace: bool
+    guidance: Guidance | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Decoding:
     batch_size:           prompts that are searched together: memory against speed
     on_step:              called after every step with the best so far of each prompt
     trace:                keep the tree that was searched, for a picture
+    guidance:             a rule that makes the distribution that is searched, see
+                          :mod:`tokenq.search.guidance`; None: the policy's own
 
     Raises UserError for numbers out of range.
     """
@@ -89,6 +92,7 @@ class Decoding:
     batch_size: int = 16
     on_step: Callable[[Progress], None] | None = None
     trace: bool = False
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("batch_size", 1)):
@@ -202,6 +206,28 @@ def _process(
         at = rows.to(logps.device)
         given: Any = torch.tensor(ids, device=logps.device)
         logps[at] = processors(given, logps[at])
+
+
+Asked = Mapping[tuple[int, ...], Any]
+"""Token ids of a prompt -> the prompt as it was given."""
+
+
+@runtime_checkable
+class RuledGuidance(Protocol):
+    """A guidance that must know how tokens read and where responses end."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The names of the models that it looks at."""
+        ...
+
+    def under(self, rules: Rules, asked: Asked) -> Self:
+        """The same guidance for one run of a search."""
+        ...
+
+    def __call__(self, branches: Branches, nodes: Tensor, logps: Mapping[str, Tensor]) -> Tensor:
+        """See :class:`~tokenq.models.branching.branches.Guidance`."""
+        ...
 
 
 def at_least(name: str, value: float, least: float) -> None:

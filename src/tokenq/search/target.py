@@ -13,11 +13,12 @@ from tokenq.data.formats import Messages
 from tokenq.errors import UserError
 from tokenq.models.branching.branches import POLICY, REFERENCE, Branches, Guidance
 from tokenq.models.branching.cached import step_model
+from tokenq.models.branching.shortened import same_length
 from tokenq.models.branching.step_model import StepModel
 from tokenq.models.forward import causal_lm
 from tokenq.models.logps import token_logps
 from tokenq.models.packing import Ids
-from tokenq.models.pair import Pair, context_length
+from tokenq.models.pair import Pair, context_length, reference_of
 from tokenq.models.reference import AdapterOff, scoring
 from tokenq.search.decoding import Decoding, Rules
 
@@ -54,7 +55,7 @@ class Target:
         Raises UserError where there is no reference but one is needed.
         """
         if isinstance(given, Target):
-            return given
+            return given.reading([REFERENCE]) if with_reference else given
         if isinstance(given, Pair):
             return cls._of_pair(given, with_reference)
         named = given if isinstance(given, Mapping) else {POLICY: given}
@@ -87,7 +88,7 @@ class Target:
             models[REFERENCE] = step_model(pair.reference)
         tokenizer = pair._tokenizer
         return cls(
-            models=models,
+            models=same_length(models),
             tokenizer=tokenizer,
             eos=_eos(pair.policy, tokenizer),
             context=context_length(pair),
@@ -103,7 +104,31 @@ class Target:
     def with_models(self, **models: Any) -> "Target":
         """The same target with further models in step, by name."""
         added = {name: _step_model(each) for name, each in models.items()}
-        return replace(self, models={**self.models, **added})
+        modules = [each for each in models.values() if isinstance(each, nn.Module | AdapterOff)]
+        limits = [self.context, *map(_context, modules)]
+        return replace(
+            self,
+            models={**self.models, **added},
+            context=min((limit for limit in limits if limit), default=None),
+        )
+
+    def reading(self, names: Sequence[str]) -> "Target":
+        """The same target with at least these models in step; a pair brings its reference.
+
+        Raises UserError for a model that there is not.
+        """
+        target = self
+        if REFERENCE in names and REFERENCE not in self.models and self.pair is not None:
+            models = {**self.models, REFERENCE: step_model(reference_of(self.pair))}
+            target = replace(self, models=same_length(models), reference=None)
+        missing = [name for name in names if name not in target.models]
+        if missing:
+            raise UserError(
+                f"the search reads a model '{missing[0]}', but has {', '.join(target.models)}; "
+                "accepted: a pair with a reference, or {'policy': ..., 'reference': ..., 'base': "
+                "...} with all that are read"
+            )
+        return target
 
     def rules(self, decoding: Decoding) -> Rules:
         """Where responses of this target end under `decoding`."""
