@@ -50,9 +50,10 @@ def test_every_form_says_the_same(tmp_path: Path, rows: list[Any], suffix: str) 
 
 
 def test_what_search_writes_is_read(tmp_path: Path) -> None:
-    """Several ranked responses a prompt, each an object with its text and scores."""
+    """Several ranked responses a prompt, each an object with its text and scores; some none."""
     row = {"prompt": CHAT, "responses": [{"text": "best", "score": -1.0}, {"text": "second"}]}
-    found = read_responses(write(tmp_path / "s.jsonl", [row]))
+    skipped = {"prompt": "p2", "skipped": "prompt_too_long"}
+    found = read_responses(write(tmp_path / "s.jsonl", [row, skipped]))
     [key] = found.texts
     assert found.texts[key] == ["best", "second"]
     assert found.prompts[key] == CHAT

@@ -51,8 +51,8 @@ def read_responses(
 
     Rows hold `prompt` (text or messages) or `instruction`, and one of `response`, `output`,
     `completion` (text or messages), or `responses`, `completions`, a list of these or of objects
-    with a `text`: what `tokenq search` writes, and AlpacaEval's files. Rows of one prompt are put
-    together.
+    with a `text`: what `tokenq search` writes (prompts that it skipped have none), and AlpacaEval's
+    files. Rows of one prompt are put together.
 
     chat:       a text prompt is what a user says: judges see one message
     first_only: of several responses to a prompt, the first
@@ -70,6 +70,8 @@ def read_responses(
         )
     found = Responses(str(source), fingerprint, {}, {}, {})
     for record in records:
+        if _was_skipped(record):
+            continue
         try:
             prompt, texts = _row(record, chat)
         except MalformedRow as error:
@@ -131,6 +133,12 @@ def _of_prompt(ours: Responses, theirs: Responses, key: str) -> Iterator[Compari
     left, right = (side * count if len(side) == 1 else side for side in (left, right))
     for sample, texts in enumerate(zip(left, right, strict=True)):
         yield Comparison(ours.prompts[key], *texts, sample)
+
+
+def _was_skipped(record: Record) -> bool:
+    """Whether `tokenq search` says that it left this prompt out."""
+    row = record.row
+    return isinstance(row, dict) and "skipped" in row and not row.keys() & set(_RESPONSES)
 
 
 def _row(record: Record, chat: bool) -> tuple[Prompt, list[str]]:
