@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,14 +15,14 @@ from tokenq.errors import UserError
 from tokenq.storage import atomic_file, write_text
 
 _RECORDS, _SETTINGS = "verdicts.jsonl", "settings.json"
+_SYNC_SECONDS = 1.0
 
 
 class VerdictJournal:
     """The verdicts of one set of comparisons in a folder, by judge and number of the comparison.
 
-    `verdicts.jsonl` holds whole results only; between, records lie in `verdicts.jsonl.part`, every
-    one of them on the disk before the next question is paid for. A judge can be added to a finished
-    folder, whose verdicts are kept.
+    `verdicts.jsonl` holds whole results only; between, records lie in `verdicts.jsonl.part`,
+    written as they come. A judge can be added to a finished folder, whose verdicts are kept.
 
     settings: what decides the comparisons; a folder of others is refused
 
@@ -36,6 +37,7 @@ class VerdictJournal:
         self._judges: dict[str, Any] = {}
         self._records: dict[tuple[str, int], dict[str, Any]] = {}
         self._held = ExitStack()
+        self._synced = 0.0
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,12 +81,14 @@ class VerdictJournal:
         return {number: each for (name, number), each in self._records.items() if name == judge}
 
     def append(self, judge: str, number: int, record: Mapping[str, Any]) -> None:
-        """Add one record and wait until it is on the disk."""
+        """Add one record: a killed process keeps it, a power cut all but those of a second."""
         line = {"judge": judge, "comparison": number, **record}
         self._records[judge, number] = line
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
 
     def finish(self) -> None:
         """Put all records under the final name, by judge and comparison."""
