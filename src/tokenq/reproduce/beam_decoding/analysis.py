@@ -1,0 +1,315 @@
+"""From answers to win rates, lengths and findings. Intervals are over prompts; seeds stand beside.
+
+What is compared is always on the same prompts, so that what is hard about a prompt cancels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenq.judges import length_controlled, win_rate
+from tokenq.reproduce.beam_decoding import film
+from tokenq.reproduce.beam_decoding.decoding import BEAM, SAMPLE, Answer, beam
+from tokenq.reproduce.beam_decoding.measures import JUDGES, LENGTH, Measured, Measures
+from tokenq.reproduce.beam_decoding.policies import DPO, REFERENCE, TUNED, Policy
+from tokenq.reproduce.beam_decoding.settings import FILM, BeamSettings
+from tokenq.reproduce.beam_decoding.tasks import DebianTask
+from tokenq.reproduce.beam_decoding.work import SAMPLED, Piece, Worker, methods
+from tokenq.reproduce.experiment import Results
+from tokenq.reproduce.findings import Finding, judged
+from tokenq.reproduce.statistics import Estimate
+
+Floats = NDArray[np.float64]
+_SAMPLE_PROMPTS = 6
+FEW, MANY = 5, 20
+"""Beams that are said to help, and to hurt."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one policy wrote in one way."""
+
+    name: str
+    width: int
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts and seeds, its 95 % interval over prompts, and that of each seed."""
+
+    value: float
+    low: float
+    high: float
+    by_seed: list[float]
+
+    def estimate(self) -> Estimate:
+        """The form of findings."""
+        return {"mean": self.value, "low": self.low, "high": self.high, "n": len(self.by_seed)}
+
+
+class Resampler:
+    """Draws prompts anew, the same draws for whatever is measured."""
+
+    def __init__(self, prompts: int, resamples: int) -> None:
+        drawn = np.random.default_rng(0).multinomial(
+            prompts, np.full(prompts, 1 / prompts), size=resamples
+        )
+        self._weights = drawn / prompts
+
+    def __call__(self, values: Floats) -> Interval:
+        """values: [seeds, prompts]"""
+        means = self._weights @ values.mean(axis=0)
+        low, high = np.quantile(means, [0.025, 0.975])
+        by_seed = values.mean(axis=1).tolist()
+        return Interval(float(values.mean()), float(low), float(high), by_seed)
+
+
+def analysed(worker: Worker, pieces: Sequence[Piece], settings: BeamSettings) -> Results:
+    """The results of all pieces, task by task."""
+    tasks: dict[str, Any] = {}
+    for name in dict.fromkeys(piece.task for piece in pieces):
+        tasks[name] = _of_task(worker, [p for p in pieces if p.task == name], settings)
+    return {"settings": settings.to_dict(), "tasks": tasks}
+
+
+def _of_task(worker: Worker, pieces: Sequence[Piece], settings: BeamSettings) -> dict[str, Any]:
+    task = worker.task(pieces[0].task)
+    measures = Measures(task)
+    written: dict[Policy, dict[str, Written]] = {}
+    training: dict[str, list[dict[str, float]]] = {}
+    for piece in pieces:
+        own = written.setdefault(piece.policy, {})
+        if not own and piece.policy.name != REFERENCE:
+            training.setdefault(piece.policy.arm, []).append(worker.training(piece))
+        own.update(_written(worker, piece, measures))
+    judges = JUDGES[task.name]
+    comparing = _Comparing(written, judges, len(task.starts), settings.resamples)
+    return {
+        "prompts": len(task.starts),
+        "judges": _judges(worker, task.name, measures),
+        "training": training,
+        "arms": comparing.arms(),
+        "findings": comparing.findings(settings.betas),
+        "samples": _samples(written, task.starts, judges, settings),
+    }
+
+
+def _judges(worker: Worker, name: str, measures: Measures) -> dict[str, Any]:
+    """How far the judges agree with people, or with how pairs were made, on held-out texts."""
+    task = worker.task(name)
+    if name == FILM:
+        assert measures.rater is not None
+        texts, ratings = film.rated()
+        said = measures.rater(texts)
+        valence = [film.lexicon_valence(text) for text in texts]
+        lengths = [len(text.split()) for text in texts]
+        return {
+            "texts": len(texts),
+            "rating and people": _correlation(said, ratings),
+            "valence and people": _correlation(valence, ratings),
+            "rating and valence": _correlation(said, valence),
+            "rating and words": _correlation(said, lengths),
+            "valence and words": _correlation(valence, lengths),
+        }
+    assert isinstance(task, DebianTask)
+    return worker.judge_accuracy(task)
+
+
+def _correlation(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> float:
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _written(worker: Worker, piece: Piece, measures: Measures) -> dict[str, Written]:
+    answers, scores = worker.answers(piece), worker.scores(piece)
+    found: dict[str, Written] = {}
+
+    def add(name: str, width: int, key: str, places: Sequence[int]) -> None:
+        chosen: list[Answer] = [row[at] for row, at in zip(answers[key], places, strict=True)]
+        own = {
+            score: [row[at] for row, at in zip(values[key], places, strict=True)]
+            for score, values in scores.items()
+        }
+        found[f"{name} {width}"] = Written(name, width, measures(chosen, own))
+
+    for method in methods(worker.settings, piece):
+        starts = len(answers[method.key])
+        if piece.group != SAMPLED:
+            add(method.name, method.width, method.key, [0] * starts)
+            continue
+        add(SAMPLE, 1, method.key, [0] * starts)
+        for count in (FEW, method.width):
+            ratios = [row[:count] for row in scores["log_ratio"][method.key]]
+            add("best of samples", count, method.key, [int(np.argmax(row)) for row in ratios])
+    return found
+
+
+class _Comparing:
+    """All comparisons of one task."""
+
+    def __init__(
+        self,
+        written: dict[Policy, dict[str, Written]],
+        judges: Sequence[str],
+        prompts: int,
+        resamples: int,
+    ) -> None:
+        self._written, self._judges, self._prompts = written, judges, prompts
+        self._resamples = resamples
+        self._interval = Resampler(prompts, resamples)
+
+    def arms(self) -> dict[str, Any]:
+        """By arm and way to decode, everything."""
+        found: dict[str, Any] = {}
+        for arm in dict.fromkeys(policy.arm for policy in self._written):
+            keys = dict.fromkeys(key for policy in self._of(arm) for key in self._written[policy])
+            found[arm] = {key: self._method(arm, key) for key in keys}
+        return found
+
+    def _of(self, arm: str) -> list[Policy]:
+        return [policy for policy in self._written if policy.arm == arm]
+
+    def _method(self, arm: str, key: str) -> dict[str, Any]:
+        policies = [policy for policy in self._of(arm) if key in self._written[policy]]
+        one = self._written[policies[0]][key]
+        names = one.measured.numbers[0]
+        result: dict[str, Any] = {
+            "name": one.name,
+            "width": one.width,
+            "seeds": [policy.seed for policy in policies],
+            "measures": {
+                name: asdict(self._interval(self._values(policies, key, name))) for name in names
+            },
+        }
+        greedy = f"{BEAM} {beam(1).width}"
+        reference = Policy(REFERENCE)
+        if all(greedy in self._written[policy] for policy in policies):
+            result["against own greedy"] = self._against(policies, key, policies, greedy)
+        if greedy in self._written.get(reference, {}):
+            baseline = [reference] * len(policies)
+            result["against the reference's greedy"] = self._against(
+                policies, key, baseline, greedy
+            )
+        return result
+
+    def _against(
+        self, ours: Sequence[Policy], key: str, theirs: Sequence[Policy], baseline: str
+    ) -> dict[str, Any]:
+        """Win rates by judge, plain and at equal length."""
+        prompts = [str(at) for _ in ours for at in range(self._prompts)]
+        longer = self._values(ours, key, LENGTH) - self._values(theirs, baseline, LENGTH)
+        found: dict[str, Any] = {}
+        for judge in self._judges:
+            won = self._won(ours, key, theirs, baseline, judge)
+            rate = win_rate(won.ravel().tolist(), prompts, resamples=self._resamples)
+            controlled = length_controlled(
+                won.ravel().tolist(),
+                longer.ravel().tolist(),
+                prompts,
+                resamples=self._resamples,
+            )
+            found[judge] = {
+                "win rate": asdict(rate),
+                "by_seed": won.mean(axis=1).tolist(),
+                "at equal length": None if controlled is None else asdict(controlled),
+            }
+        return found
+
+    def _won(
+        self, ours: Sequence[Policy], key: str, theirs: Sequence[Policy], baseline: str, judge: str
+    ) -> Floats:
+        """[seeds, prompts] 1 where ours is better, 0.5 for a tie."""
+        first, second = self._values(ours, key, judge), self._values(theirs, baseline, judge)
+        return np.where(first == second, 0.5, (first > second).astype(np.float64))
+
+    def _values(self, policies: Sequence[Policy], key: str, name: str) -> Floats:
+        """[seeds, prompts]; where a text is too short for a measure, the mean of the others."""
+        rows = np.array(
+            [
+                [each.get(name, np.nan) for each in self._written[policy][key].measured.numbers]
+                for policy in policies
+            ]
+        )
+        if not np.isnan(rows).any():
+            return rows
+        known = ~np.isnan(rows)
+        return np.where(known, rows, rows[known].mean() if known.any() else 0.0)
+
+    # ---- Findings ----
+
+    def findings(self, betas: Sequence[float]) -> list[Finding]:
+        """The rise, the fall and the verbosity, for each arm and judge, and DPO less controls."""
+        dpo = Policy(DPO, betas[0]).arm
+        found: list[Finding] = []
+        for judge in self._judges:
+            for claim, few, many, sign in (
+                (f"{FEW} beams are better than 1", 1, FEW, 1.0),
+                (f"{MANY} beams are worse than {FEW}", FEW, MANY, -1.0),
+                (f"{MANY} beams are worse than 1", 1, MANY, -1.0),
+            ):
+                found += self._claims(claim, judge, few, many, sign, dpo)
+        for claim, few, many in (
+            (f"texts of {FEW} beams are longer than of 1", 1, FEW),
+            (f"texts of {MANY} beams are longer than of {FEW}", FEW, MANY),
+        ):
+            found += self._claims(claim, None, few, many, 1.0, dpo)
+        return found
+
+    def _claims(
+        self, claim: str, judge: str | None, few: int, many: int, sign: float, dpo: str
+    ) -> list[Finding]:
+        """One claim for every arm, and how much more it is so of DPO than of each control."""
+        found: list[Finding] = []
+        differences: dict[str, Floats] = {}
+        what = "tokens" if judge is None else f"win rate by {judge}, less 0.5"
+        for arm in dict.fromkeys(policy.arm for policy in self._written):
+            keys = f"{BEAM} {few}", f"{BEAM} {many}"
+            policies = [p for p in self._of(arm) if all(k in self._written[p] for k in keys)]
+            if not policies:
+                continue
+            if judge is None:
+                values = self._values(policies, keys[1], LENGTH)
+                values = values - self._values(policies, keys[0], LENGTH)
+            else:
+                values = sign * (self._won(policies, keys[1], policies, keys[0], judge) - 0.5)
+            differences[arm] = values
+            estimate = self._interval(values).estimate()
+            found.append(judged(claim, f"{arm}: {what}", estimate))
+        for control in (REFERENCE, TUNED):
+            if dpo in differences and control in differences:
+                less = differences[dpo].mean(0) - differences[control].mean(0)
+                estimate = self._interval(less[None]).estimate()
+                name = f"{dpo} less {control}: {what}"
+                found.append(judged(f"{claim}, more so for DPO", name, estimate))
+        return found
+
+
+def _samples(
+    written: dict[Policy, dict[str, Written]],
+    starts: Sequence[Any],
+    judges: Sequence[str],
+    settings: BeamSettings,
+) -> list[dict[str, Any]]:
+    """Texts for the first prompts, by DPO (first seed) and the reference, at 1, 5 and 20 beams."""
+    policies = [Policy(DPO, settings.betas[0]), Policy(REFERENCE)]
+    found = []
+    for place, start in enumerate(starts[:_SAMPLE_PROMPTS]):
+        texts = []
+        for policy in policies:
+            for width in (1, FEW, MANY):
+                own = written.get(policy, {}).get(f"{BEAM} {width}")
+                if own is not None:
+                    numbers = own.measured.numbers[place]
+                    texts.append(
+                        {
+                            "arm": policy.arm,
+                            "width": width,
+                            "text": own.measured.texts[place],
+                            **{judge: numbers[judge] for judge in judges},
+                        }
+                    )
+        found.append({"start": start.text, "human": start.human, "texts": texts})
+    return found
