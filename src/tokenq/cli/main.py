@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "train, read and report on the bundled model and data, in minutes on two cores",
     "train": "fine-tune a model on preferences or on answers",
     "credit": "show which tokens a trained model likes and blames",
+    "search": "find better responses: beams, best of many, trees, guided decoding",
     "rank": "put the responses of each prompt in the order of their implicit reward",
     "clean": "find the pairs whose label a trained model disputes, and the words why",
     "filter": "leave out the pairs that training would lose the chosen answer of",

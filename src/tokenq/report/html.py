@@ -87,8 +87,8 @@ def write_page(
         head=head,
         shown=len(payload.rows),
         alternatives=payload.alternatives,
-        css=Markup(_part(environment, "page.css")),
-        js=Markup("\n".join(_part(environment, f"{name}.js") for name in _SCRIPTS)),
+        css=Markup(part(environment, "page.css")),
+        js=Markup("\n".join(part(environment, f"{name}.js") for name in _SCRIPTS)),
         data=Markup(payload.to_json(head)),
     )
     write_text(path, page)
@@ -115,7 +115,8 @@ def script_json(value: Any) -> str:
     return text.translate(_SCRIPT_ESCAPES)
 
 
-def _part(environment: Environment, name: str) -> str:
+def part(environment: Environment, name: str) -> str:
+    """The text of a part of the page."""
     loader = environment.loader
     assert isinstance(loader, PackageLoader)
     return loader.get_source(environment, name)[0]
@@ -136,7 +137,7 @@ class _Payload:
         names = list(record["responses"])
         row = {
             "row": record["row"],
-            "prompt": _turns(record["prompt"]),
+            "prompt": turns(record["prompt"]),
             "sides": [self._side(name, record["responses"][name]) for name in names],
         }
         if "margin" in record:
@@ -166,7 +167,7 @@ class _Payload:
 
     def _side(self, name: str, side: dict[str, Any]) -> dict[str, Any]:
         text, offsets = side["response"], side["offsets"]
-        units = _Utf16(text)
+        units = Utf16(text)
         self.sizes += map(abs, side["rewards"])
         worst = min(range(len(side["rewards"])), key=side["rewards"].__getitem__)
         packed = {
@@ -215,7 +216,7 @@ class _Payload:
         return self.strings.setdefault(text, len(self.strings))
 
 
-class _Utf16:
+class Utf16:
     """Positions in a text, in the units in which JavaScript counts them."""
 
     def __init__(self, text: str) -> None:
@@ -234,7 +235,7 @@ def _joined(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def _places(units: _Utf16, offsets: Sequence[Sequence[int]]) -> str:
+def _places(units: Utf16, offsets: Sequence[Sequence[int]]) -> str:
     """Of each token the gap since the end of the one before (negative where both have bytes of one
     character) and the length; 0 for tokens that stand for no text."""
     places, reached = [], 0
@@ -244,7 +245,7 @@ def _places(units: _Utf16, offsets: Sequence[Sequence[int]]) -> str:
     return _joined(places)
 
 
-def _levels(units: _Utf16, text: str) -> dict[str, str]:
+def _levels(units: Utf16, text: str) -> dict[str, str]:
     """Lengths of the words and of the sentences that part the text, one after the other."""
     # Needs torch, which the commands that show progress only should not wait for.
     from tokenq.credit.aggregation import sentence_units, word_units
@@ -287,7 +288,7 @@ def _about(name: str) -> dict[str, Any]:
     }
 
 
-def _span(span: dict[str, Any], units: _Utf16, offsets: Sequence[Sequence[int]]) -> dict[str, Any]:
+def _span(span: dict[str, Any], units: Utf16, offsets: Sequence[Sequence[int]]) -> dict[str, Any]:
     """A span of characters with the tokens `first:last` that have some of them.
 
     A span with no `flagged` of its own is shown as flagged: whoever wrote it found it worth it.
@@ -307,7 +308,7 @@ def _span(span: dict[str, Any], units: _Utf16, offsets: Sequence[Sequence[int]])
 
 def _segments(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Segments of a pair with what each adds to the margin; order as given."""
-    sides = {name: _Utf16(record["responses"][name]["response"]) for name in ("chosen", "rejected")}
+    sides = {name: Utf16(record["responses"][name]["response"]) for name in ("chosen", "rejected")}
     return [
         {
             "kind": segment["kind"],
@@ -323,7 +324,7 @@ def _milli(logps: list[float]) -> str:
     return _joined(round(_NATS * logp) for logp in logps)
 
 
-def _turns(prompt: Any) -> list[list[str]]:
+def turns(prompt: Any) -> list[list[str]]:
     """[role, text] of each turn; the role of a plain text prompt is empty."""
     if isinstance(prompt, str):
         return [["", prompt]]

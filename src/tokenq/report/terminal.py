@@ -24,7 +24,7 @@ def show_rows(console: Console, records: Iterable[dict[str, Any]], beta: float) 
     for record in records:
         scale = color_scale(record["responses"].values())
         console.print(Rule(Text(f"row {record['row']}"), style="dim"))
-        console.print(Text(_prompt_text(record["prompt"]), style="dim"))
+        console.print(Text(prompt_text(record["prompt"]), style="dim"))
         if "margin" in record:
             verdict = "agrees" if record["margin"] > 0 else "disagrees"
             margin = f"margin {record['margin']:+.3f}, {verdict} with the label"
@@ -37,7 +37,7 @@ def show_rows(console: Console, records: Iterable[dict[str, Any]], beta: float) 
 def show_response(console: Console, record: dict[str, Any]) -> None:
     """Print one response (`Credit.to_dict`): its text in colour, and a table of its tokens."""
     scale = color_scale([record])
-    console.print(Text(_prompt_text(record["prompt"]), style="dim"))
+    console.print(Text(prompt_text(record["prompt"]), style="dim"))
     console.print(_response("response", record, scale))
     console.print(legend(scale, record["beta"]))
     console.print(_token_table(record, scale))
@@ -123,7 +123,8 @@ def _token_table(record: dict[str, Any], scale: float) -> Table:
     return table
 
 
-def _prompt_text(prompt: Any) -> str:
+def prompt_text(prompt: Any) -> str:
+    """A prompt as text, its turns by role."""
     if isinstance(prompt, str):
         return tame(prompt)
     return "\n".join(tame(f"{turn['role']}: {turn['content']}") for turn in prompt)
