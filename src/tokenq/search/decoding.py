@@ -150,10 +150,11 @@ class Rules:
         return LogitsProcessorList(chosen)
 
     def finish(self, token_ids: Sequence[int]) -> Finish | None:
-        """Why a response ends with its last token, or None if it goes on."""
+        """Why a response ends with its last token, or None if it goes on; its earlier tokens, asked
+        in their time, did not end it."""
         if token_ids[-1] in self.eos:
             return "eos"
-        if self.decoding.stops and self._stopped_at(self._decoded(token_ids)) is not None:
+        if self.decoding.stops and self._stops(token_ids):
             return "stop"
         return "length" if len(token_ids) >= self.decoding.max_new_tokens else None
 
@@ -182,6 +183,22 @@ class Rules:
     @property
     def _ends(self) -> list[list[int]]:
         return [[token] for token in self.eos]
+
+    def _stops(self, token_ids: Sequence[int]) -> bool:
+        """Whether a stop string ends in the last token; only tokens that hold the last character
+        of one make it worth reading the whole text."""
+        last = token_ids[-1]
+        if last not in self._stopping:
+            # Twice, as some tokenizers drop a space where a text begins.
+            text = self._decoded([last, last])
+            ends = {stop[-1] for stop in self.decoding.stops}
+            self._stopping[last] = "\ufffd" in text or any(end in text for end in ends)
+        return self._stopping[last] and self._stopped_at(self._decoded(token_ids)) is not None
+
+    @cached_property
+    def _stopping(self) -> dict[int, bool]:
+        """Token -> whether a stop string can end in it."""
+        return {}
 
     def _decoded(self, token_ids: Sequence[int]) -> str:
         assert self.tokenizer is not None
