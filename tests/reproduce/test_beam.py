@@ -18,7 +18,8 @@ from tokenq.models.logps import token_logps
 from tokenq.reproduce import beam as experiment
 from tokenq.reproduce.beam_decoding import debian, film, policies
 from tokenq.reproduce.beam_decoding.analysis import Resampler
-from tokenq.reproduce.beam_decoding.decoding import beam, decoded, opened
+from tokenq.reproduce.beam_decoding.beams import beams_decoded
+from tokenq.reproduce.beam_decoding.decoding import SUM, beam, decoded, opened
 from tokenq.reproduce.beam_decoding.material import Example, Start, start_ids
 from tokenq.reproduce.beam_decoding.measures import _distinct
 from tokenq.reproduce.beam_decoding.policies import DPO, REFERENCE, Policies, Policy, Workshop
@@ -281,3 +282,21 @@ def test_a_whole_run(
     monkeypatch.setattr("tokenq.reproduce.beam_decoding.work.decoded", None)
     assert main([*arguments, "--join"]) == 0
     assert json.loads((out / "results.json").read_text())["results"] == results
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_widths_together_find_what_each_finds_alone(seed: int) -> None:
+    model = tiny_llama(seed).eval()
+    starts = [[5, 9, 30], [7, 8], [200, 31, 12, 4], [44], [99, 98]]
+    every = [beam(1), beam(2), beam(3), beam(7), SUM]
+    # A random model hardly ever ends; a token that it likes ends its answers here.
+    eos = decoded(model, None, starts, beam(2), 9)[seed].token_ids[-2]
+    model.generation_config.eos_token_id = eos
+    together = beams_decoded(model, starts, every, 9, eos, prompts_at_once=2)
+    for method, found in zip(every, together, strict=True):
+        alone = decoded(model, None, starts, method, 9)
+        assert [each.token_ids for each in found] == [each.token_ids for each in alone]
+        assert [each.ended for each in found] == [each.ended for each in alone]
+        for ours, theirs in zip(found, alone, strict=True):
+            assert ours.logp == pytest.approx(theirs.logp, abs=1e-4)
+    assert any(answer.ended for found in together for answer in found)

@@ -13,11 +13,18 @@ from numpy.typing import NDArray
 from tokenq.judges import length_controlled, win_rate
 from tokenq.reproduce.beam_decoding import film
 from tokenq.reproduce.beam_decoding.decoding import BEAM, SAMPLE, Answer, beam
-from tokenq.reproduce.beam_decoding.measures import JUDGES, LENGTH, Measured, Measures
+from tokenq.reproduce.beam_decoding.measures import (
+    JUDGES,
+    LENGTH,
+    REWARD,
+    UNSUPPORTED,
+    Measured,
+    Measures,
+)
 from tokenq.reproduce.beam_decoding.policies import DPO, REFERENCE, TUNED, Policy
 from tokenq.reproduce.beam_decoding.settings import FILM, BeamSettings
 from tokenq.reproduce.beam_decoding.tasks import DebianTask
-from tokenq.reproduce.beam_decoding.work import SAMPLED, Piece, Worker, methods
+from tokenq.reproduce.beam_decoding.work import BEAMS, PRECISE, SAMPLED, Piece, Worker, methods
 from tokenq.reproduce.experiment import Results
 from tokenq.reproduce.findings import Finding, judged
 from tokenq.reproduce.statistics import Estimate
@@ -82,6 +89,8 @@ def _of_task(worker: Worker, pieces: Sequence[Piece], settings: BeamSettings) ->
     written: dict[Policy, dict[str, Written]] = {}
     training: dict[str, list[dict[str, float]]] = {}
     for piece in pieces:
+        if piece.group == PRECISE:
+            continue
         own = written.setdefault(piece.policy, {})
         if not own and piece.policy.name != REFERENCE:
             training.setdefault(piece.policy.arm, []).append(worker.training(piece))
@@ -95,7 +104,40 @@ def _of_task(worker: Worker, pieces: Sequence[Piece], settings: BeamSettings) ->
         "arms": comparing.arms(),
         "findings": comparing.findings(settings.betas),
         "samples": _samples(written, task.starts, judges, settings),
+        "precision": [
+            _precision(worker, piece, written[piece.policy], judges)
+            for piece in pieces
+            if piece.group == PRECISE and piece.policy in written
+        ],
     }
+
+
+def _precision(
+    worker: Worker, piece: Piece, written: dict[str, Written], judges: Sequence[str]
+) -> dict[str, Any]:
+    """How decoding in float32 differs, on the first starts."""
+    ours = worker.answers(Piece(piece.task, piece.policy, BEAMS))
+    widths = {}
+    measures = Measures(worker.task(piece.task))
+    for method in methods(worker.settings, piece):
+        theirs = [row[0] for row in worker.answers(piece)[method.key]]
+        pairs = list(zip([row[0] for row in ours[method.key]], theirs, strict=False))
+        measured = measures(theirs, {"fluency": [0.0] * len(theirs)})
+        rough = written[f"{method.name} {method.width}"].measured
+        widths[str(method.width)] = {
+            "same": sum(a.token_ids == b.token_ids for a, b in pairs) / len(pairs),
+            "tokens": float(np.mean([len(a.token_ids) for a, _ in pairs])),
+            "tokens in float32": float(np.mean([len(b.token_ids) for _, b in pairs])),
+            **{
+                judge: float(np.mean([row[judge] for row in rough.numbers[: len(pairs)]]))
+                for judge in judges
+            },
+            **{
+                f"{judge} in float32": float(np.mean([row[judge] for row in measured.numbers]))
+                for judge in judges
+            },
+        }
+    return {"policy": piece.policy.key, "prompts": len(theirs), "widths": widths}
 
 
 def _judges(worker: Worker, name: str, measures: Measures) -> dict[str, Any]:
@@ -251,30 +293,35 @@ class _Comparing:
                 (f"{MANY} beams are worse than 1", 1, MANY, -1.0),
             ):
                 found += self._claims(claim, judge, few, many, sign, dpo)
-        for claim, few, many in (
-            (f"texts of {FEW} beams are longer than of 1", 1, FEW),
-            (f"texts of {MANY} beams are longer than of {FEW}", FEW, MANY),
-        ):
-            found += self._claims(claim, None, few, many, 1.0, dpo)
+        for few, many in ((1, FEW), (FEW, MANY)):
+            claim = f"texts of {many} beams are longer than of {few}"
+            found += self._claims(claim, LENGTH, few, many, 1.0, dpo)
+            if REWARD in self._judges:
+                claim = f"{many} beams say more that is unsupported than {few}"
+                found += self._claims(claim, UNSUPPORTED, few, many, 1.0, dpo)
         return found
 
     def _claims(
-        self, claim: str, judge: str | None, few: int, many: int, sign: float, dpo: str
+        self, claim: str, measure: str, few: int, many: int, sign: float, dpo: str
     ) -> list[Finding]:
-        """One claim for every arm, and how much more it is so of DPO than of each control."""
+        """One claim for every arm, and how much more it is so of DPO than of each control.
+
+        measure: a judge, whose win rate is claimed to differ from a half, or what is claimed to grow
+        """
         found: list[Finding] = []
         differences: dict[str, Floats] = {}
-        what = "tokens" if judge is None else f"win rate by {judge}, less 0.5"
+        judging = measure in self._judges
+        what = f"win rate by {measure}, less 0.5" if judging else measure
         for arm in dict.fromkeys(policy.arm for policy in self._written):
             keys = f"{BEAM} {few}", f"{BEAM} {many}"
             policies = [p for p in self._of(arm) if all(k in self._written[p] for k in keys)]
             if not policies:
                 continue
-            if judge is None:
-                values = self._values(policies, keys[1], LENGTH)
-                values = values - self._values(policies, keys[0], LENGTH)
+            if judging:
+                values = sign * (self._won(policies, keys[1], policies, keys[0], measure) - 0.5)
             else:
-                values = sign * (self._won(policies, keys[1], policies, keys[0], judge) - 0.5)
+                values = self._values(policies, keys[1], measure)
+                values = sign * (values - self._values(policies, keys[0], measure))
             differences[arm] = values
             estimate = self._interval(values).estimate()
             found.append(judged(claim, f"{arm}: {what}", estimate))

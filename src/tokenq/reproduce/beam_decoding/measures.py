@@ -13,7 +13,7 @@ RATING, VALENCE = "rating", "valence"
 REWARD, OVERLAP = "reward", "overlap"
 JUDGES: dict[str, tuple[str, str]] = {FILM: (RATING, VALENCE), DEBIAN: (REWARD, OVERLAP)}
 """Of each task, the two by which answers are compared; training has seen neither."""
-LENGTH = "tokens"
+LENGTH, UNSUPPORTED = "tokens", "unsupported"
 _WORD = re.compile(r"[\w']+")
 
 Numbers = dict[str, float]
@@ -37,7 +37,7 @@ class Measures:
     def __call__(
         self, answers: Sequence[Answer], scores: Mapping[str, Sequence[float]]
     ) -> Measured:
-        """answers, scores: one a start."""
+        """answers, scores: one for each of the first starts."""
         texts = self._task.texts([each.token_ids for each in answers])
         rows: list[Numbers] = []
         for place, (answer, text) in enumerate(zip(answers, texts, strict=True)):
@@ -67,7 +67,7 @@ class Measures:
             return {
                 REWARD: scores["judge"][place],
                 OVERLAP: counted.overlap,
-                "unsupported": counted.unsupported,
+                UNSUPPORTED: counted.unsupported,
                 "foreign": counted.foreign,
                 **copied,
             }

@@ -85,6 +85,8 @@ Against the reference's own greedy answer:
 
 {_measures(task, few)}
 
+{_precision(task, name)}
+
 ### What was expected
 
 {findings_table(task["findings"])}
@@ -223,6 +225,28 @@ def _measures(task: Mapping[str, Any], names: Sequence[str]) -> str:
         "*distinct*: share of words, and of pairs of neighbours, that are not a repetition within "
         "the text.\n\n" + _table(["policy", "beams", *names], rows)
     )
+
+
+def _precision(task: Mapping[str, Any], name: str) -> str:
+    parts = []
+    for each in task["precision"]:
+        rows = [
+            [
+                width,
+                f"{own['same']:.2f}",
+                *(
+                    f"{own[key]:.2f} / {own[f'{key} in float32']:.2f}"
+                    for key in ("tokens", *JUDGES[name])
+                ),
+            ]
+            for width, own in each["widths"].items()
+        ]
+        heads = ["beams", "same text", "tokens, and in float32", *JUDGES[name]]
+        parts.append(
+            f"Decoded in float32 as well ({each['policy']}, the first {each['prompts']} prompts):"
+            f"\n\n{_table(heads, rows)}"
+        )
+    return "\n\n".join(parts)
 
 
 def _samples(task: Mapping[str, Any], name: str) -> str:

@@ -87,10 +87,10 @@ class BeamTask:
         return [start_ids(self.workshop.encoder, start)[0] for start in self.starts]
 
     def texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """The whole answers, given beginnings included; one for each start."""
+        """The whole answers, given beginnings included; one for each of the first starts."""
         decode = self.workshop.tokenizer.decode
         found = []
-        for start, ids, answer in zip(self.starts, self.start_ids, answers, strict=True):
+        for start, ids, answer in zip(self.starts, self.start_ids, answers, strict=False):
             given = start_ids(self.workshop.encoder, start)[1]
             whole = [*ids[len(ids) - given :], *answer]
             found.append(str(decode(whole, skip_special_tokens=True)).strip())

@@ -16,6 +16,7 @@ from tokenq.data.hashing import json_hash
 from tokenq.errors import UserError
 from tokenq.models import load_policy
 from tokenq.models.logps import token_logps
+from tokenq.reproduce.beam_decoding.beams import beams_decoded
 from tokenq.reproduce.beam_decoding.decoding import (
     OTHERS,
     SAMPLES,
@@ -33,8 +34,10 @@ from tokenq.reproduce.beam_decoding.settings import DEBIAN, FILM, BeamSettings
 from tokenq.reproduce.beam_decoding.tasks import TASKS, BeamTask, DebianTask
 from tokenq.reproduce.experiment import Results, Run
 
-BEAMS, OTHER, WIDE, SAMPLED = "beams", "others", "wide", "samples"
-GROUPS = (BEAMS, OTHER, WIDE, SAMPLED)
+BEAMS, OTHER, WIDE, SAMPLED, PRECISE = "beams", "others", "wide", "samples", "float32"
+_PROMPTS_AT_ONCE = 12
+CHECKED = 32
+"""Prompts that are decoded in float32 too."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def pieces(settings: BeamSettings, tasks: Sequence[str], seeds: int) -> list[Pie
             first.append(Piece(task, Policy(TUNED, None, seed), BEAMS))
     if FILM in tasks:
         first += [Piece(FILM, Policy(DPO, beta), BEAMS) for beta in others]
+        first.append(Piece(FILM, Policy(DPO, middle), PRECISE))
         for seed in range(seeds):
             first += [Piece(FILM, Policy(DPO, middle, seed), each) for each in (OTHER, SAMPLED)]
         first.append(Piece(FILM, Policy(DPO, middle), WIDE))
@@ -90,6 +94,8 @@ def methods(settings: BeamSettings, piece: Piece) -> list[Method]:
         widths = own.widths if whole else settings.few_widths
         further = [SUM] if whole and piece.task == FILM else []
         return [*map(beam, widths), *further]
+    if piece.group == PRECISE:
+        return [beam(width) for width in settings.few_widths]
     if piece.group == OTHER:
         return list(OTHERS)
     return [WIDE_LOG_RATIO] if piece.group == WIDE else [SAMPLES]
@@ -102,6 +108,7 @@ class Worker:
         self._run, self.settings = run, settings
         self._workshop = Workshop(settings.model, settings.layers)
         self._opened: tuple[str, PreTrainedModel] | None = None
+        self._together: dict[tuple[Piece, Method], list[list[Answer]]] = {}
 
     @cached_property
     def _tasks(self) -> dict[str, BeamTask]:
@@ -113,15 +120,18 @@ class Worker:
 
     def is_done(self, piece: Piece) -> bool:
         """Whether all parts of a piece are there."""
-        keys = [self._key(piece, each.key) for each in methods(self.settings, piece)]
-        keys.append(self._key(piece, f"{piece.group}-scores"))
-        return all((self._run.out / "runs" / f"{key}.json").is_file() for key in keys)
+        scores = self._run.out / "runs" / f"{self._key(piece, f'{piece.group}-scores')}.json"
+        made = all(self._is_made(piece, each) for each in methods(self.settings, piece))
+        return made and (piece.group == PRECISE or scores.is_file())
 
     def do(self, piece: Piece) -> None:
         """Train, decode and score."""
         if piece.policy.name != REFERENCE:
             self.training(piece)
-        self.scores(piece)
+        if piece.group == PRECISE:
+            self.answers(piece)
+        else:
+            self.scores(piece)
 
     def training(self, piece: Piece) -> dict[str, float]:
         """What the policy of a piece says of held-out pairs."""
@@ -132,16 +142,19 @@ class Worker:
         )
 
     def answers(self, piece: Piece) -> dict[str, list[list[Answer]]]:
-        """By key of the method: the answers to each start, the best first."""
+        """By key of the method: the answers to each start (of the group `PRECISE` to the first
+        starts), the best first."""
         found = {}
         for method in methods(self.settings, piece):
             facts = {**self._facts(piece), "method": method.to_dict()}
+            if piece.group == PRECISE:
+                facts |= {"dtype": "float32", "starts": CHECKED}
 
             def make(method: Method = method) -> Results:
-                own = self._decoded(piece, method)
+                own = self._answers(piece, method)
                 return {"answers": [[each.to_list() for each in row] for row in own]}
 
-            part = self._run.part(self._key(piece, method.key), facts, make)
+            part = self._run.part(self._method_key(piece, method), facts, make)
             found[method.key] = [[Answer(*each) for each in row] for row in part["answers"]]
         return found
 
@@ -174,7 +187,37 @@ class Worker:
     def _key(self, piece: Piece, last: str) -> str:
         return f"{piece.task}-{piece.policy.key}-{last}"
 
+    def _method_key(self, piece: Piece, method: Method) -> str:
+        precise = f"{PRECISE}-" if piece.group == PRECISE else ""
+        return self._key(piece, precise + method.key)
+
     # ---- Decoding ----
+
+    def _answers(self, piece: Piece, method: Method) -> list[list[Answer]]:
+        """Beams of all widths whose parts are not there are decoded together, by the first."""
+        if piece.group not in (BEAMS, PRECISE):
+            return self._decoded(piece, method)
+        if (piece, method) not in self._together:
+            lacking = [m for m in methods(self.settings, piece) if not self._is_made(piece, m)]
+            task = self.task(piece.task)
+            found = beams_decoded(
+                self._policy(piece),
+                self._starts(piece),
+                lacking,
+                task.new_tokens,
+                int(self._workshop.tokenizer.eos_token_id),
+                _PROMPTS_AT_ONCE,
+            )
+            for each, own in zip(lacking, found, strict=True):
+                self._together[piece, each] = [[answer] for answer in own]
+        return self._together[piece, method]
+
+    def _starts(self, piece: Piece) -> list[list[int]]:
+        starts = self.task(piece.task).start_ids
+        return starts[:CHECKED] if piece.group == PRECISE else starts
+
+    def _is_made(self, piece: Piece, method: Method) -> bool:
+        return (self._run.out / "runs" / f"{self._method_key(piece, method)}.json").is_file()
 
     def _decoded(self, piece: Piece, method: Method) -> list[list[Answer]]:
         task = self.task(piece.task)
@@ -192,10 +235,11 @@ class Worker:
         return [[each] for each in found]
 
     def _policy(self, piece: Piece) -> PreTrainedModel:
-        name = f"{piece.task}-{piece.policy.key}"
+        dtype = "float32" if piece.group == PRECISE else self.settings.dtype
+        name = f"{piece.task}-{piece.policy.key}-{dtype}"
         if self._opened is None or self._opened[0] != name:
             weights = self.task(piece.task).weights(piece.policy)
-            self._opened = (name, opened(self.settings.model, weights, self.settings.dtype))
+            self._opened = (name, opened(self.settings.model, weights, dtype))
         return self._opened[1]
 
     # ---- Scores that need a model ----
