@@ -9,27 +9,53 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenq.search.beam import beam_search as beam_search
+    from tokenq.search.best_of_n import best_of_n as best_of_n
     from tokenq.search.decoding import Decoding as Decoding
     from tokenq.search.decoding import Progress as Progress
+    from tokenq.search.diverse_beam import diverse_beam_search as diverse_beam_search
+    from tokenq.search.generate import generate_with as generate_with
+    from tokenq.search.guidance import AlignmentAware as AlignmentAware
+    from tokenq.search.guidance import ProxyTuning as ProxyTuning
+    from tokenq.search.guidance import RewardGuided as RewardGuided
+    from tokenq.search.guidance import ValueGuided as ValueGuided
+    from tokenq.search.guided import alignment_aware as alignment_aware
+    from tokenq.search.guided import proxy_tuning as proxy_tuning
+    from tokenq.search.guided import reward_guided as reward_guided
+    from tokenq.search.guided import value_guided as value_guided
+    from tokenq.search.prefixes import Prefix as Prefix
     from tokenq.search.results import SearchResult as SearchResult
     from tokenq.search.results import SearchResults as SearchResults
     from tokenq.search.sampling import greedy as greedy
     from tokenq.search.sampling import sample as sample
     from tokenq.search.scores import Score as Score
+    from tokenq.search.stochastic_beam import stochastic_beam_search as stochastic_beam_search
     from tokenq.search.target import Target as Target
     from tokenq.search.trace import Trace as Trace
 
 _HOMES = {
+    "AlignmentAware": "guidance",
     "Decoding": "decoding",
+    "Prefix": "prefixes",
     "Progress": "decoding",
+    "ProxyTuning": "guidance",
+    "RewardGuided": "guidance",
     "Score": "scores",
     "SearchResult": "results",
     "SearchResults": "results",
     "Target": "target",
     "Trace": "trace",
+    "ValueGuided": "guidance",
+    "alignment_aware": "guided",
     "beam_search": "beam",
+    "best_of_n": "best_of_n",
+    "diverse_beam_search": "diverse_beam",
+    "generate_with": "generate",
     "greedy": "sampling",
+    "proxy_tuning": "guided",
+    "reward_guided": "guided",
     "sample": "sampling",
+    "stochastic_beam_search": "stochastic_beam",
+    "value_guided": "guided",
 }
 __all__ = list(_HOMES)
 

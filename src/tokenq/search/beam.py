@@ -100,13 +100,51 @@ def beam_search(
     )
     settings = Decoding(max_new_tokens=max_new_tokens, **decoding)
     target = Target.of(pair_or_model, with_reference=options.score.needs_reference)
-    _check_width(target, num_beams, max_new_tokens)
+    check_width(target, num_beams, max_new_tokens)
     return run(target, prompts, settings, lambda batch: _search(batch, options))
+
+
+def _search(batch: Batch, options: BeamOptions) -> list[list[Found]]:
+    limit = options.num_return_sequences or options.num_beams
+    return [[found for _, found in whole[:limit]] for (whole,) in search_groups(batch, options)]
+
+
+Ranked = list[tuple[float, Found]]
+"""Whole responses with the scores that rank them, best first."""
+
+
+def search_groups(
+    batch: Batch, options: BeamOptions, groups: int = 1, diversity_penalty: float = 0.0
+) -> list[list[Ranked]]:
+    """Search behind each prompt with some groups of `options.num_beams` beams each.
+
+    At every step the groups of a prompt choose in turn; a token counts `diversity_penalty` less
+    for every beam of an earlier group that goes on by it in this step. Returns what each group of
+    each prompt found: at most `options.num_beams` responses.
+    """
+    branches = batch.branches
+    frontier = branches.open()
+    beams = [[_Beams(slice(p, p + 1)) for _ in range(groups)] for p in range(len(batch.prompts))]
+    step = 0
+    while True:
+        step += 1
+        gains = _gains(batch, frontier, options)
+        chosen: list[Moves] = []
+        for prompt, theirs in enumerate(beams):
+            chosen += _step(
+                batch, prompt, theirs, frontier, gains, step, options, diversity_penalty
+            )
+        if not chosen:
+            return [[each.whole for each in theirs] for theirs in beams]
+        nodes = branches.place(_joined(chosen))
+        branches.retain(nodes)
+        frontier = branches.read(nodes)
+        _number_rows(beams)
 
 
 @dataclass(eq=False)
 class _Candidates:
-    """Continuations of one prompt's beams, best first. K of them.
+    """Continuations of a group's beams, best first. K of them.
 
     moves:  the tokens
     scores: sums up to and with the token
@@ -120,72 +158,92 @@ class _Candidates:
 
 @dataclass(eq=False)
 class _Beams:
-    """The state of one prompt: its open beams and the best whole responses.
+    """The state of one group of a prompt's beams: the open ones and the best whole responses.
 
+    rows:   of the frontier where the open beams stand
     scores: of the open beams, best first
     trace:  their trace nodes
     whole:  at most `num_beams` responses with their ranking scores, best first
+    best:   score and tokens of what is best at the last step, for whoever watches
     """
 
-    scores: list[float]
-    trace: list[int]
-    whole: list[tuple[float, Found]] = field(default_factory=list)
+    rows: slice
+    scores: list[float] = field(default_factory=lambda: [0.0])
+    trace: list[int] = field(default_factory=lambda: [-1])
+    whole: Ranked = field(default_factory=list)
     done: bool = False
+    best: tuple[float, list[int]] = (0.0, [])
 
 
-def _search(batch: Batch, options: BeamOptions) -> list[list[Found]]:
-    branches = batch.branches
-    frontier = branches.open()
-    beams = [_Beams([0.0], [-1]) for _ in batch.prompts]
-    open_prompts = list(range(len(beams)))
-    step = 0
-    while open_prompts:
-        step += 1
-        candidates = _continuations(batch, frontier, beams, open_prompts, options)
-        chosen: list[Moves] = []
-        for prompt in open_prompts:
-            going_on = _divide(batch, prompt, beams[prompt], candidates[prompt], step, options)
-            if not beams[prompt].done:
-                chosen.append(going_on)
-        open_prompts = [prompt for prompt in open_prompts if not beams[prompt].done]
-        if open_prompts:
-            moves = _joined(chosen)
-            nodes = branches.place(moves)
-            branches.retain(nodes)
-            frontier = branches.read(nodes)
-    limit = options.num_return_sequences or options.num_beams
-    return [[found for _, found in each.whole[:limit]] for each in beams]
+def _gains(batch: Batch, frontier: Frontier, options: BeamOptions) -> Tensor:
+    """[R, V] what each token behind each row of the frontier adds to the score."""
+    allowed = batch.rules.allowed(batch.branches, frontier.nodes, frontier.searched)
+    if options.plausibility > 0:
+        allowed = plausible(allowed, options.plausibility)
+    return options.score(allowed, frontier.logps)
+
+
+def _step(
+    batch: Batch,
+    prompt: int,
+    groups: list[_Beams],
+    frontier: Frontier,
+    gains: Tensor,
+    step: int,
+    options: BeamOptions,
+    diversity_penalty: float,
+) -> list[Moves]:
+    """One token more for each open group of a prompt; returns the moves of those that go on."""
+    chosen: list[Moves] = []
+    taken = gains.new_zeros(gains.shape[1])
+    stepping = [beams for beams in groups if not beams.done]
+    for beams in stepping:
+        so_far = torch.tensor(beams.scores, dtype=gains.dtype, device=gains.device)
+        totals = gains[beams.rows] + so_far[:, None]
+        if diversity_penalty:
+            totals -= diversity_penalty * taken
+        candidates = _continuations(batch, prompt, beams, frontier, totals, options)
+        going_on = _divide(batch, prompt, beams, candidates, step, options)
+        tokens = going_on.tokens.to(taken.device)
+        taken.index_add_(0, tokens, torch.ones_like(tokens, dtype=taken.dtype))
+        if not beams.done:
+            chosen.append(going_on)
+    told = [beams.best for beams in stepping if beams.best[1]]
+    if told:
+        score, token_ids = max(told, key=lambda best: best[0])
+        batch.tell(prompt, step, token_ids, score)
+    return chosen
+
+
+def _number_rows(beams: list[list[_Beams]]) -> None:
+    """Say where the open beams stand in a frontier that holds them all in turn."""
+    start = 0
+    for each in (each for theirs in beams for each in theirs if not each.done):
+        each.rows = slice(start, start + len(each.scores))
+        start += len(each.scores)
 
 
 def _continuations(
     batch: Batch,
+    prompt: int,
+    beams: _Beams,
     frontier: Frontier,
-    beams: list[_Beams],
-    open_prompts: list[int],
+    totals: Tensor,
     options: BeamOptions,
-) -> dict[int, _Candidates]:
-    """The best continuations of every open prompt, one more beam's worth than end tokens take."""
-    allowed = batch.rules.allowed(batch.branches, frontier.nodes, frontier.searched)
-    if options.plausibility > 0:
-        allowed = plausible(allowed, options.plausibility)
-    gains = options.score(allowed, frontier.logps)
-    so_far = [score for prompt in open_prompts for score in beams[prompt].scores]
-    totals = gains + torch.tensor(so_far, dtype=gains.dtype, device=gains.device)[:, None]
+) -> _Candidates:
+    """The best continuations of some beams, one more beam's worth than end tokens take.
+
+    totals: [rows of the beams, V] scores up to and with each token
+    """
     keep = max(2, 1 + len(batch.rules.eos)) * options.num_beams
-    found: dict[int, _Candidates] = {}
-    start = 0
-    for prompt in open_prompts:
-        width = len(beams[prompt].scores)
-        flat = totals[start : start + width].flatten()
-        best = torch.topk(flat, min(keep, len(flat)))
-        possible = best.values > -torch.inf
-        values, index = best.values[possible], best.indices[possible]
-        rows = torch.div(index, totals.shape[1], rounding_mode="floor")
-        moves = frontier.moves(start + rows, index % totals.shape[1])
-        trace = _traced(batch, prompt, beams[prompt].trace, rows.tolist(), moves, values)
-        found[prompt] = _Candidates(moves, values.tolist(), trace)
-        start += width
-    return found
+    flat = totals.flatten()
+    best = torch.topk(flat, min(keep, len(flat)))
+    possible = best.values > -torch.inf
+    values, index = best.values[possible], best.indices[possible]
+    rows = torch.div(index, totals.shape[1], rounding_mode="floor")
+    moves = frontier.moves(beams.rows.start + rows, index % totals.shape[1])
+    trace = _traced(batch, prompt, beams.trace, rows.tolist(), moves, values)
+    return _Candidates(moves, values.tolist(), trace)
 
 
 def _divide(
@@ -216,10 +274,10 @@ def _divide(
             *tree.response(int(candidates.moves.parents[going[0]])),
             int(candidates.moves.tokens[going[0]]),
         ]
-        batch.tell(prompt, step, best, options.normalised(beams.scores[0], step))
+        beams.best = (options.normalised(beams.scores[0], step), best)
     elif beams.whole:
         score, found = beams.whole[0]
-        batch.tell(prompt, step, found.path.token_ids, score)
+        beams.best = (score, found.path.token_ids)
     return candidates.moves.at(torch.tensor(going, dtype=torch.long))
 
 
@@ -308,7 +366,7 @@ def _joined(parts: list[Moves]) -> Moves:
     )
 
 
-def _check_width(target: Target, num_beams: int, max_new_tokens: int) -> None:
+def check_width(target: Target, num_beams: int, max_new_tokens: int) -> None:
     size = next(iter(target.models.values())).vocabulary
     if max_new_tokens < 64 and num_beams > size**max_new_tokens:
         raise UserError(

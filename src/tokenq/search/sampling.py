@@ -55,8 +55,8 @@ def greedy(
     acts here on log-probabilities, there on logits. A result's score is its log-probability.
     Raises UserError for options out of range and prompts that the models cannot read.
     """
-    target = Target.of(pair_or_model)
     settings = Decoding(max_new_tokens=max_new_tokens, **decoding)
+    target = Target.of(pair_or_model)
     return run(target, prompts, settings, lambda batch: grow(batch, 1, _likeliest))
 
 
@@ -90,8 +90,8 @@ def sample(
     range and prompts that the models cannot read.
     """
     options = SampleOptions(num_return_sequences, Warping(temperature, top_k, top_p, min_p), seed)
-    target = Target.of(pair_or_model)
     settings = Decoding(max_new_tokens=max_new_tokens, **decoding)
+    target = Target.of(pair_or_model)
     return run(target, prompts, settings, lambda batch: samples(batch, options))
 
 
@@ -140,7 +140,7 @@ def grow(batch: Batch, count: int, choose: Choose) -> list[list[Found]]:
     step = 0
     while len(going):
         allowed = rules.allowed(branches, frontier.nodes, frontier.searched)
-        _check_possible(batch, frontier.prompts, allowed, step)
+        check_possible(batch, frontier.prompts, allowed, step)
         tokens, logps = choose(allowed, going, step)
         step += 1
         moves = frontier.moves(rows, tokens)
@@ -231,7 +231,8 @@ def _likeliest(logps: Tensor, responses: Tensor, step: int) -> tuple[Tensor, Ten
     return best.indices, best.values
 
 
-def _check_possible(batch: Batch, prompts: Tensor, allowed: Tensor, step: int) -> None:
+def check_possible(batch: Batch, prompts: Tensor, allowed: Tensor, step: int) -> None:
+    """Raise UserError where nothing may follow a row; allowed: [R, V], of prompts [R]."""
     dead = (allowed.amax(-1) == -torch.inf).nonzero()
     if len(dead):
         number = batch.numbers[int(prompts[int(dead[0])])]

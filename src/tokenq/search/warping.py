@@ -1,4 +1,4 @@
-"""Laws to draw the next token from: temperature, top-k, top-p and min-p, as `transformers` has them.
+"""Laws to draw the next token from: temperature, top-k, top-p, min-p, as `transformers` has them.
 
 Where the likeliest tokens already hold the nucleus, only these are sorted; the law is the same.
 """
