@@ -134,8 +134,9 @@ READS = {
     },
 }
 """Rooms, and the rooms that each may import; nothing points back."""
-WHEN_CALLED = {"credit": {"report"}, "search": {"credit"}}
-"""What `Credit.save_html` and `SearchResult.credit` open in other rooms, when they are called."""
+WHEN_CALLED = {"credit": {"report"}, "search": {"credit", "report"}}
+"""What `Credit.save_html`, `SearchResult.credit` and `Trace.draw` open in other rooms, when they
+are called."""
 COMMON = {"allocator", "callable_package", "errors", "storage"}
 ALLOWED_IN_PURE_ROOMS = {
     "torch",

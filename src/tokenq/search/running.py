@@ -175,9 +175,9 @@ def _result(
 
 
 def _finished(trace: Trace, found: Sequence[Found], rules: Rules) -> Trace:
-    for one in found:
+    for rank, one in enumerate(found, start=1):
         if one.trace_node >= 0:
-            trace.choose(one.trace_node)
+            trace.choose(one.trace_node, rank)
     if rules.tokenizer is not None:
         for node in trace.nodes:
             node.text = str(rules.tokenizer.decode([node.token]))

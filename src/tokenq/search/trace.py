@@ -1,6 +1,7 @@
 """The tree that a search went through, as plain data that a report can draw."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Fate = Literal["open", "pruned", "finished", "chosen"]
@@ -16,6 +17,7 @@ class TraceNode:
     score:  the search's score of the response up to here
     logp:   log-probability of the token under what is searched, nats; ref_logp: reference or None
     fate:   "open" (went on), "pruned", "finished" (a whole response), "chosen" (given back)
+    rank:   place among the responses that were given back, from 1; 0 for all else
     visits: of a tree search, 0 elsewhere
     value:  of the prefix, where the search has one
     """
@@ -30,6 +32,7 @@ class TraceNode:
     text: str | None = None
     visits: int = 0
     value: float | None = None
+    rank: int = 0
 
 
 @dataclass
@@ -60,9 +63,19 @@ class Trace:
             number = steps[-1].parent
         return steps[::-1]
 
-    def choose(self, number: int) -> None:
-        """Mark a response as given back."""
+    def choose(self, number: int, rank: int = 0) -> None:
+        """Mark a response as given back, as the first (1), the second, ..."""
         self.nodes[number].fate = "chosen"
+        self.nodes[number].rank = self.nodes[number].rank or rank
+
+    def draw(self, path: str | Path, *, title: str = "", max_leaves: int = 40) -> None:
+        """Draw the tree as a picture (.png, .svg or .pdf); see :func:`draw_tree` of the report.
+
+        max_leaves: at most so many ends of branches, the best of them
+        """
+        from tokenq.report.search_tree import draw_tree
+
+        draw_tree(self.to_dict()["nodes"], Path(path), title=title, max_leaves=max_leaves)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types."""
