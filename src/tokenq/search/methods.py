@@ -79,9 +79,7 @@ class Option:
                 "function": "MODULE:FUNCTION",
             }[self.opened]
         words = {int: "a whole number", float: "a number", str: "a text", bool: "true, false"}
-        return ", ".join(
-            words[kind] if kind in _PLAIN else str(kind).lower() for kind in self.kinds
-        )
+        return ", ".join(words.get(kind, str(kind).lower()) for kind in self.kinds)
 
     def read(self, text: str) -> Any:
         """The value that a text stands for. Raises UserError for one that it cannot be."""
@@ -270,8 +268,11 @@ def _told(function: Callable[..., Any]) -> dict[str, str]:
     that has an argument of that name, what the class says of it."""
     found = {}
     for name, words in documented(function.__doc__ or "").items():
-        for mark, path in re.findall(r"(:class:`~?([\w.]+)`)", words):
+        for mark, path in re.findall(r"(:\w+:`~?([\w.]+)`)", words):
             home, _, short = path.rpartition(".")
+            if ":class:" not in mark:
+                words = words.replace(mark, short)
+                continue
             holder = vars(importlib.import_module(home)) if home else function.__globals__
             theirs = documented(getattr(holder.get(short), "__doc__", None) or "")
             words = theirs.get(name, words.replace(mark, short))
@@ -297,6 +298,8 @@ def _option(
     if name in opened:
         return Option(name, default, (), False, words, opened[name])
     kinds, many = _kinds(annotation)
+    if kinds and NoneType in get_args(annotation) and default is not None and not many:
+        kinds = (*kinds, None)
     return Option(name, default, kinds, many, words) if kinds else None
 
 
@@ -325,6 +328,22 @@ METHODS: dict[str, Method] = {
         Method("greedy", "sampling:greedy", "the likeliest token at every step"),
         Method("sample", "sampling:sample", "independent samples"),
         Method("beam", "beam:beam_search", "the likeliest response, or of greatest log-ratio"),
+        Method(
+            "stochastic_beam",
+            "stochastic_beam:stochastic_beam_search",
+            "different samples: drawn without replacement",
+        ),
+        Method(
+            "diverse_beam",
+            "diverse_beam:diverse_beam_search",
+            "beams in groups that keep away from each other's tokens",
+        ),
+        Method(
+            "mcts",
+            "mcts:mcts",
+            "a tree searched by value and visits (PUCT), with the log-ratio or your own value",
+            {"value": "function"},
+        ),
         Method(
             "alignment_aware",
             "guided:alignment_aware",
