@@ -185,7 +185,7 @@ with the order is a tie. Intervals at 95 %.
 {_people(people["judges"])}
 <!-- --8<-- [end:people] -->
 
-Asked in both orders, the model's answer stayed the same in
+Asked in both orders, the model preferred the same sentence in
 {1 - both["position"]["inconsistent"]:.0%} of the pairs.
 
 ## The win rate at equal length
@@ -193,6 +193,7 @@ Asked in both orders, the model's answer stayed the same in
 Simulated judges: log-odds = quality + taste * tanh(d / spread), the differences of length d normal
 with standard deviation 1 and mean *shift*, {results["rows"]} comparisons, {results["simulations"]}
 simulations. *Truth* is sigmoid(quality). *Coverage*: how often the 95 % interval holds the truth.
+Every setting draws the same random numbers, so that the errors of all go together.
 
 <!-- --8<-- [start:length] -->
 | truth | taste for length | shift of lengths | win rate | at equal length (sd) | coverage |
