@@ -111,7 +111,7 @@ class Shout(LogitsProcessor):
         {"repetition_penalty": 1.4},
         {"repetition_penalty": 0.7},
         {"no_repeat_ngram_size": 2},
-        {"bad_words_ids": [[5], [9, 10], [7, 8, 9]]},
+        {"bad_words_ids": [[5], [8], [16], [13, 13], [14, 14, 14], [7, 8, 9]]},
         {"min_new_tokens": 6},
         {"min_new_tokens": 4, "repetition_penalty": 1.2, "no_repeat_ngram_size": 3},
         {"logits_processor": [Shout()]},

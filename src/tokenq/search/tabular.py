@@ -38,6 +38,11 @@ class TabularModel:
         """Number of tokens."""
         return self.tree.vocabulary
 
+    @property
+    def readable(self) -> int:
+        """Number of prompts: what may stand in one."""
+        return self.tree.prompts
+
     def open(self, tree: TokenTree) -> Tensor:
         """See :class:`StepModel`."""
         return self.log_policy[[self.state(prompt, ()) for prompt in tree.prompts]]

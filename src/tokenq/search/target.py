@@ -24,7 +24,8 @@ from tokenq.search.decoding import Decoding, Rules
 
 Prompt = str | Messages | Ids
 Given = Any
-"""A pair, a model (transformers, PEFT, adapter off), a :class:`StepModel`, or names -> models."""
+"""A pair, a model (transformers, PEFT, adapter off), a :class:`StepModel` (whose responses end by its
+`eos_token_ids`, if it has any), or names -> models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,11 +189,11 @@ class Target:
                 f"prompt {number} is {prompt!r:.60}; accepted: a text, a list of messages or a "
                 "list of token ids"
             ) from None
-        wrong = next((token for token in ids if not 0 <= token < self.vocabulary), None)
+        # A tabular model reads the numbers of its prompts, of which there may be more than tokens.
+        size = getattr(next(iter(self.models.values())), "readable", self.vocabulary)
+        wrong = next((token for token in ids if not 0 <= token < size), None)
         if wrong is not None:
-            raise UserError(
-                f"prompt {number} holds token {wrong}; accepted: 0 to {self.vocabulary - 1}"
-            )
+            raise UserError(f"prompt {number} holds token {wrong}; accepted: 0 to {size - 1}")
         return ids
 
 
