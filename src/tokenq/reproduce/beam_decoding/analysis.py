@@ -306,7 +306,7 @@ class _Comparing:
     ) -> list[Finding]:
         """One claim for every arm, and how much more it is so of DPO than of each control.
 
-        measure: a judge, whose win rate is claimed to differ from a half, or what is claimed to grow
+        measure: a judge, whose win rate is claimed to be off a half, or what is claimed to grow
         """
         found: list[Finding] = []
         differences: dict[str, Floats] = {}

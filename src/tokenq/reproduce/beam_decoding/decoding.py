@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tokenq.models import load_policy
+from tokenq.models.branching.branches import POLICY, REFERENCE
 from tokenq.reproduce.beam_decoding.policies import Weights, put
-from tokenq.search import beam_search
+from tokenq.search import SearchResult, alignment_aware, beam_search, sample
 
 _ROWS = 160
 """Rows of a forward, about: prompts that are searched together times beams."""
@@ -93,24 +94,52 @@ def decoded(
 
     starts: token ids to go on from
     """
-    searched: Any = {"policy": model}
+    searched: Any = {POLICY: model}
     if method.score != "likelihood":
-        searched["reference"] = reference
-    found = beam_search(
-        searched,
+        searched[REFERENCE] = reference
+    prompts: list[Any] = [list(each) for each in starts]
+    at_once = max(1, _ROWS // method.width)
+    if method.name == ALIGNMENT:
+        found = alignment_aware(
+            searched,
+            prompts,
+            method.plausibility,
+            max_new_tokens=new_tokens,
+            batch_size=at_once,
+        )
+    else:
+        found = beam_search(
+            searched,
+            prompts,
+            num_beams=method.width,
+            max_new_tokens=new_tokens,
+            score=method.score,
+            length_penalty=method.length_penalty,
+            plausibility=method.plausibility,
+            num_return_sequences=1,
+            batch_size=at_once,
+        )
+    return [_answer(each) for each in found.best]
+
+
+def sampled(
+    model: PreTrainedModel, starts: Sequence[list[int]], count: int, new_tokens: int, seed: int
+) -> list[list[Answer]]:
+    """`count` samples behind each start, at temperature 1."""
+    found = sample(
+        model,
         [list(each) for each in starts],
-        num_beams=method.width,
-        max_new_tokens=new_tokens,
-        score=method.score,
-        length_penalty=method.length_penalty,
-        plausibility=method.plausibility,
-        num_return_sequences=1,
-        batch_size=max(1, _ROWS // method.width),
+        count,
+        new_tokens,
+        seed=seed,
+        batch_size=max(1, _ROWS // count),
     )
-    return [
-        Answer(one.token_ids, one.finish == "eos", float(one.logps.double().sum()))
-        for one in found.best
-    ]
+    return [[_answer(each) for each in row] for row in found]
+
+
+def _answer(found: SearchResult) -> Answer:
+    total = float(found.model_logps[POLICY].double().sum())
+    return Answer(found.token_ids, found.finish == "eos", total)
 
 
 def opened(name: str, weights: Weights, dtype: str) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenq.models.forward import response_hidden
 from tokenq.reproduce.beam_decoding import debian, film
-from tokenq.reproduce.beam_decoding.decoding import opened
+from tokenq.reproduce.beam_decoding.decoding import opened, sampled
 from tokenq.reproduce.beam_decoding.material import Example, Start, start_ids
 from tokenq.reproduce.beam_decoding.policies import (
     REFERENCE,
@@ -20,7 +20,6 @@ from tokenq.reproduce.beam_decoding.policies import (
     Workshop,
     held_out_accuracy,
 )
-from tokenq.reproduce.beam_decoding.sampling import sampled
 from tokenq.reproduce.beam_decoding.settings import DEBIAN, FILM, BeamSettings
 from tokenq.reproduce.localisation.material import Prompt, TrainingPair
 from tokenq.reproduce.localisation.reward_model import reward_model_trained
@@ -192,8 +191,7 @@ class DebianTask(BeamTask):
                     self.settings.model, self.weights(Policy(REFERENCE)), self.settings.dtype
                 )
                 ids = [start_ids(self.workshop.encoder, s)[0] for s in debian.starts(packages)]
-                eos = int(self.workshop.tokenizer.eos_token_id)
-                answers = sampled(model, ids, 1, self.new_tokens, eos, 0)
+                answers = sampled(model, ids, 1, self.new_tokens, 0)
                 decode = self.workshop.tokenizer.decode
                 texts = [
                     str(decode(own[0].token_ids, skip_special_tokens=True)).strip()

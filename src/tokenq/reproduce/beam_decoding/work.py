@@ -27,9 +27,9 @@ from tokenq.reproduce.beam_decoding.decoding import (
     beam,
     decoded,
     opened,
+    sampled,
 )
 from tokenq.reproduce.beam_decoding.policies import DPO, REFERENCE, TUNED, Policy, Workshop
-from tokenq.reproduce.beam_decoding.sampling import sampled
 from tokenq.reproduce.beam_decoding.settings import DEBIAN, FILM, BeamSettings
 from tokenq.reproduce.beam_decoding.tasks import TASKS, BeamTask, DebianTask
 from tokenq.reproduce.experiment import Results, Run
@@ -223,10 +223,8 @@ class Worker:
         task = self.task(piece.task)
         model = self._policy(piece)
         if method == SAMPLES:
-            eos = int(self._workshop.tokenizer.eos_token_id)
-            return sampled(
-                model, task.start_ids, method.width, task.new_tokens, eos, piece.policy.seed
-            )
+            seed = piece.policy.seed
+            return sampled(model, task.start_ids, method.width, task.new_tokens, seed)
         reference = None
         if method.score != "likelihood":
             weights = task.weights(Policy(REFERENCE))
