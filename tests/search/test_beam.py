@@ -290,11 +290,15 @@ def test_likelihood_and_log_ratio_search_differ() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-@pytest.mark.parametrize("seed", range(3))
-def test_likelihood_search_is_optimal_value_search_at_every_depth(seed: int, depth: int) -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.35, 1.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_search_is_optimal_value_search_at_every_depth(
+    seed: int, weight: float, depth: int
+) -> None:
+    # Eqs. 12-13 at weight 0, with what is left of the prior at others.
     mdp, solution, models = problem(seed)
     wide = EVERYTHING | {"num_beams": min(TREE.responses, 3**depth)}
-    found = beam_search(models, [[0]], max_new_tokens=depth, **wide).best[0]
+    found = beam_search(models, [[0]], max_new_tokens=depth, score=weight, **wide).best[0]
     best = (-np.inf, ())
     for length in range(1, depth + 1):
         for tokens in itertools.product(range(3), repeat=length):
@@ -302,7 +306,7 @@ def test_likelihood_search_is_optimal_value_search_at_every_depth(seed: int, dep
             if TREE.eos in tokens[:-1] or not (ended or length == depth):
                 continue
             states = [TREE.state(0, tokens[:t]) for t in range(length)]
-            steps = mdp.reward + BETA * mdp.ref_logps
+            steps = mdp.reward + (1 - weight) * BETA * mdp.ref_logps
             gained = sum(float(steps[s, a]) for s, a in zip(states, tokens, strict=True))
             later = 0.0 if ended else float(solution.v[TREE.state(0, tokens)])
             best = max(best, (gained + later, tokens))

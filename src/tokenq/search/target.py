@@ -24,8 +24,8 @@ from tokenq.search.decoding import Decoding, Rules
 
 Prompt = str | Messages | Ids
 Given = Any
-"""A pair, a model (transformers, PEFT, adapter off), a :class:`StepModel` (whose responses end by its
-`eos_token_ids`, if it has any), or names -> models."""
+"""A pair, a model (transformers, PEFT, adapter off), a :class:`StepModel` (its `eos_token_ids`, if
+it has any, end responses), or names -> models."""
 
 
 @dataclass(frozen=True, eq=False)
