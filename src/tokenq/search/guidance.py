@@ -219,8 +219,8 @@ def _prefixes(
     tree = branches.tree
     asked = [tuple(tree.prompts[number]) for number in tree.prompt(nodes).tolist()]
     written = [tuple(tree.response(node)) for node in nodes.tolist()]
-    said = {
-        name: branches.total(nodes, name)[rows.cpu()] + each[rows, tokens].cpu()
+    said: dict[str, list[float]] = {
+        name: (branches.total(nodes, name)[rows.cpu()] + each[rows, tokens].cpu()).tolist()
         for name, each in logps.items()
     }
     prefixes = []
