@@ -10,6 +10,7 @@ EXPERIMENTS = {
     "reference": "the reference policy: beta, none, stronger, mismatched",
     "credit": "what credit says of single tokens, against what people and planted errors say",
     "uses": "what credit is worth for ranking responses, cleaning labels and locating errors",
+    "beam": "quality and length against the number of beams, with controls that are not DPO",
     "bmc": "bridged pairs and token weights, with the truth known for every token",
 }
 """Name (also the module in `tokenq.reproduce`) and what it shows."""
