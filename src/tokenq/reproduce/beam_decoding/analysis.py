@@ -35,6 +35,14 @@ FEW, MANY = 5, 20
 """Beams that are said to help, and to hurt."""
 
 
+class Claim(Finding):
+    """A finding, and what it is about: arm (or a difference of two), measure, and every seed."""
+
+    arm: str
+    what: str
+    by_seed: list[float]
+
+
 @dataclass(frozen=True)
 class Written:
     """What one policy wrote in one way."""
@@ -282,10 +290,10 @@ class _Comparing:
 
     # ---- Findings ----
 
-    def findings(self, betas: Sequence[float]) -> list[Finding]:
+    def findings(self, betas: Sequence[float]) -> list[Claim]:
         """The rise, the fall and the verbosity, for each arm and judge, and DPO less controls."""
         dpo = Policy(DPO, betas[0]).arm
-        found: list[Finding] = []
+        found: list[Claim] = []
         for judge in self._judges:
             for claim, few, many, sign in (
                 (f"{FEW} beams are better than 1", 1, FEW, 1.0),
@@ -303,12 +311,12 @@ class _Comparing:
 
     def _claims(
         self, claim: str, measure: str, few: int, many: int, sign: float, dpo: str
-    ) -> list[Finding]:
+    ) -> list[Claim]:
         """One claim for every arm, and how much more it is so of DPO than of each control.
 
         measure: a judge, whose win rate is claimed to be off a half, or what is claimed to grow
         """
-        found: list[Finding] = []
+        found: list[Claim] = []
         differences: dict[str, Floats] = {}
         judging = measure in self._judges
         what = f"win rate by {measure}, less 0.5" if judging else measure
@@ -323,15 +331,18 @@ class _Comparing:
                 values = self._values(policies, keys[1], measure)
                 values = sign * (values - self._values(policies, keys[0], measure))
             differences[arm] = values
-            estimate = self._interval(values).estimate()
-            found.append(judged(claim, f"{arm}: {what}", estimate))
+            found.append(self._claim(claim, what, arm, values))
         for control in (REFERENCE, TUNED):
             if dpo in differences and control in differences:
+                # Seeds of two arms have nothing to do with each other.
                 less = differences[dpo].mean(0) - differences[control].mean(0)
-                estimate = self._interval(less[None]).estimate()
-                name = f"{dpo} less {control}: {what}"
-                found.append(judged(f"{claim}, more so for DPO", name, estimate))
+                found.append(self._claim(claim, what, f"{dpo} less {control}", less[None]))
         return found
+
+    def _claim(self, claim: str, what: str, arm: str, values: Floats) -> Claim:
+        interval = self._interval(values)
+        whole = judged(claim, f"{arm}: {what}", interval.estimate())
+        return {**whole, "arm": arm, "what": what, "by_seed": interval.by_seed}
 
 
 def _samples(

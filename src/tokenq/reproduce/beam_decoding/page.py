@@ -7,7 +7,6 @@ from tokenq.reproduce.beam_decoding.decoding import BEAM
 from tokenq.reproduce.beam_decoding.figure import TITLES
 from tokenq.reproduce.beam_decoding.measures import JUDGES, LENGTH
 from tokenq.reproduce.beam_decoding.settings import DEBIAN, FILM
-from tokenq.reproduce.findings import findings_table
 
 _OWN, _REFERENCE = "against own greedy", "against the reference's greedy"
 
@@ -89,7 +88,10 @@ Against the reference's own greedy answer:
 
 ### What was expected
 
-{findings_table(task["findings"])}
+Of each policy, and how much more it is so of DPO than of a control. Bold: the interval lies on one
+side of 0.
+
+{_claims(task["findings"])}
 
 ### Texts
 
@@ -247,6 +249,22 @@ def _precision(task: Mapping[str, Any], name: str) -> str:
             f"\n\n{_table(heads, rows)}"
         )
     return "\n\n".join(parts)
+
+
+def _claims(findings: Sequence[Mapping[str, Any]]) -> str:
+    """A row a claim and measure, a column an arm."""
+    arms = list(dict.fromkeys(each["arm"] for each in findings))
+    arms.sort(key=lambda arm: " less " in arm)
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for each in findings:
+        value = each["value"]
+        cell = f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+        own = rows.setdefault((each["claim"], each["what"]), {})
+        own[each["arm"]] = cell if each["verdict"] == "undecided" else f"**{cell}**"
+    return _table(
+        ["expected", "measured", *arms],
+        [[*key, *(cells.get(arm, "") for arm in arms)] for key, cells in rows.items()],
+    )
 
 
 def _samples(task: Mapping[str, Any], name: str) -> str:
