@@ -129,6 +129,8 @@ def test_a_single_prompt_is_answered_in_the_terminal(
     assert [line.split()[0] for line in printed.splitlines()[:6]] == list("123456")
     assert "log-ratio" in printed
     assert main([*single, "--method", "reward_guided", "--reward", "length"]) == 0
+    assert main([*single, "--method", "best_of_n", "--n", "3", "--judge", "length"]) == 0
+    assert main([*single, "--method", "best_of_n", "--n", "3", "--judge", "likelihood"]) == 0
     guided = ["--method", "alignment_aware", "--search", "beam", "--num_beams", "2"]
     assert main([*single, *guided]) == 0
     assert "KL" in capsys.readouterr().out
@@ -178,6 +180,9 @@ def test_long_and_malformed_rows_are_named_or_left_out(
         (["--method", "reward_guided", "--reward", "luck"], "judge 'luck' is of no known kind"),
         (["--method", "alignment_aware", "--search", "mcts"], "search is 'mcts'; accepted: gr"),
         (["--reference", "OTHER"], "do not share a vocabulary"),
+        (["--method", "proxy_tuning", "--base", "OTHER"], "do not share a vocabulary"),
+        (["--method", "best_of_n", "--judge", "beauty"], "judge 'beauty' is of no known kind"),
+        (["--method", "best_of_n"], "needs a reference; accepted: --reference"),
         (["--prompts", "no-such.jsonl"], "no-such.jsonl: no such file"),
         (["--prompt", "x"], "--prompt and --prompts are both given"),
         (["--stream"], "--stream shows one response"),

@@ -280,18 +280,23 @@ def _encoded(
     """Token ids of the prompts, with every check that small files allow."""
     from tokenq.models.checkpoint import inspect
     from tokenq.models.loading import load_tokenizer
+    from tokenq.models.vocabulary import check_same_vocabulary
     from tokenq.search.dataset import encode_prompts
 
     policy = inspect(arguments.policy)
     reference = policy.base if arguments.reference is None else inspect(arguments.reference)
-    named = [inspect(options[name]) for name, kind in way.opened.items() if kind == "model"
-             and name in options]  # fmt: skip
+    named = [
+        inspect(options[name])
+        for name, kind in way.opened.items()
+        if kind == "model" and name in options
+    ]
     configs = [
         each.config.get_text_config() for each in (policy, reference, *named) if each is not None
     ]
-    plain = {name: value for name, value in options.items() if name not in way.opened}
     tokenizer = load_tokenizer(policy)
-    way.check(configs[0].vocab_size, plain, reference=reference is not None, tokenizer=tokenizer)
+    for each in named:
+        check_same_vocabulary(tokenizer, load_tokenizer(each), policy.name, each.name)
+    way.check(configs[0].vocab_size, options, reference=reference is not None, tokenizer=tokenizer)
     limits = [getattr(each, "max_position_embeddings", None) for each in configs]
     return encode_prompts(
         tokenizer,
@@ -318,7 +323,7 @@ def _search(
     pair = load_models(arguments, console)
     plan = SearchPlan(
         method=way,
-        options={name: value for name, value in options.items() if name not in way.opened},
+        options={name: value for name, value in options.items() if name not in opened},
         opened=opened,
         named={name: options[name] for name in opened},
         beta=arguments.beta,
@@ -336,8 +341,11 @@ def _opened(
     way: "Method", options: dict[str, Any], arguments: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
     """The arguments that are objects, opened by name. Raises UserError for names that are none."""
-    ready = {name: _ready(way.opened[name], options[name], arguments) for name in options
-             if name in way.opened}  # fmt: skip
+    ready = {
+        name: _ready(way.opened[name], value, arguments)
+        for name, value in options.items()
+        if name in way.opened and not way.options[name].is_value(value)
+    }
     with console.status("Loading models"):
         return {name: load() for name, load in ready.items()}
 
@@ -356,7 +364,9 @@ def _ready(kind: "Kind", text: str, arguments: argparse.Namespace) -> "Callable[
     except UserError as error:
         if kind == "judge":
             raise
-        raise UserError(f"function {text!r}: {str(error).partition(': ')[2].replace('python:', '')}") from error
+        raise UserError(
+            f"function {text!r}: {str(error).partition(': ')[2].replace('python:', '')}"
+        ) from error
     if judge.column is not None:
         raise UserError(
             f"judge '{text}' needs the right answers of rows, which a search does not show it; "

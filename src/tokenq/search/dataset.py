@@ -60,7 +60,7 @@ class SearchPlan:
         known = {
             name: self.options.get(name, option.default)
             for name, option in self.method.options.items()
-            if name not in self.method.opened
+            if not option.required
         }
         return {**known, **self.named}
 

@@ -38,6 +38,11 @@ SHARED = (
 Kind = Literal["judge", "model", "function"]
 """What an argument is that a text can only name; whoever reads the text opens it."""
 
+_OPENED: dict[Kind, str] = {
+    "judge": "a judge, as tokenq judge names them",
+    "model": "a model's name or folder",
+    "function": "MODULE:FUNCTION",
+}
 _PLAIN = (bool, int, float, str)
 _ABOUT = {
     "num_beams": "width of the beam: beginnings of responses that are kept at every step",
@@ -51,7 +56,7 @@ _ABOUT = {
 class Option:
     """One option of a method.
 
-    kinds:   types and values that it may have, besides None
+    kinds:   types and values that a text may give
     many:    whether it takes several
     about:   what it does, one paragraph
     opened:  what its text names, for an argument that is no number or word
@@ -72,24 +77,25 @@ class Option:
     @property
     def accepted(self) -> str:
         """What may be given, in words."""
-        if self.opened is not None:
-            return {
-                "judge": "a judge, as `tokenq judge` names them",
-                "model": "a model's name or folder",
-                "function": "MODULE:FUNCTION",
-            }[self.opened]
         words = {int: "a whole number", float: "a number", str: "a text", bool: "true, false"}
-        return ", ".join(words.get(kind, str(kind).lower()) for kind in self.kinds)
+        told = [words.get(kind, str(kind).lower()) for kind in self.kinds]
+        if self.opened is not None:
+            told.append(_OPENED[self.opened])
+        return ", ".join(told)
+
+    def is_value(self, value: Any) -> bool:
+        """Whether a value stands for itself, and does not name what is to be opened."""
+        return self.opened is None or value in self.kinds
 
     def read(self, text: str) -> Any:
         """The value that a text stands for. Raises UserError for one that it cannot be."""
-        if self.opened is not None:
-            return text
         for kind in self.kinds:
             if kind is bool and text.lower() in ("true", "false"):
                 return text.lower() == "true"
             if kind not in _PLAIN and text.lower() == str(kind).lower():
                 return kind
+        if self.opened is not None:
+            return text
         for kind in (int, float, str):
             if kind in self.kinds:
                 try:
@@ -178,16 +184,18 @@ class Method:
         """Raise UserError for options that the method will not take, with no model there.
 
         vocabulary: number of tokens of the models
+        options:    as they were read; objects still by their names
         reference:  whether there will be one
         """
-        plain = {name: value for name, value in options.items() if name not in self.opened}
+        plain = dict(options)
         beams = plain.get("num_beams", self.default("num_beams"))
         if beams is not None and beams > vocabulary:
             raise UserError(
                 f"num_beams is {beams}; accepted: up to {vocabulary}, the size of the vocabulary"
             )
         for name, kind in self.opened.items():
-            if self.options[name].required:
+            option = self.options[name]
+            if option.required or (name in options and not option.is_value(options[name])):
                 plain[name] = _Unopened(vocabulary) if kind == "model" else _told_nothing
         policy = {"policy": _Unopened(vocabulary)}
         alone = Target(policy, tokenizer, (), None)
@@ -295,9 +303,10 @@ def _option(
 ) -> Option | None:
     """None for an argument that no text can give."""
     words = about.get(name, "").rstrip(".")
-    if name in opened:
-        return Option(name, default, (), False, words, opened[name])
     kinds, many = _kinds(annotation)
+    if name in opened:
+        named = tuple(kind for kind in kinds if kind not in _PLAIN)
+        return Option(name, default, named, False, words, opened[name])
     if kinds and NoneType in get_args(annotation) and default is not None and not many:
         kinds = (*kinds, None)
     return Option(name, default, kinds, many, words) if kinds else None
@@ -337,6 +346,24 @@ METHODS: dict[str, Method] = {
             "diverse_beam",
             "diverse_beam:diverse_beam_search",
             "beams in groups that keep away from each other's tokens",
+        ),
+        Method(
+            "best_of_n",
+            "best_of:best_of_n",
+            "the best of many samples, by implicit reward, likelihood or a judge",
+            {"judge": "judge"},
+        ),
+        Method(
+            "chunk_beam",
+            "chunk_beam:chunk_beam_search",
+            "a beam over sampled stretches of text, kept by log-ratio or your own value",
+            {"base": "model", "value": "function"},
+        ),
+        Method(
+            "best_first",
+            "best_first:best_first",
+            "always go on with the most promising beginning of all",
+            {"value": "function"},
         ),
         Method(
             "mcts",
