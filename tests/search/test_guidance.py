@@ -22,6 +22,7 @@ from tokenq.search.guided import (
     reward_guided,
     value_guided,
 )
+from tokenq.search.methods import METHODS
 from tokenq.search.prefixes import Prefix
 from tokenq.search.sampling import greedy, sample
 from tokenq.search.tabular import TabularModel, tabular_models
@@ -391,6 +392,43 @@ def test_guided_searches_do_not_depend_on_the_batch(guidance: Guidance) -> None:
         alone = search(pair, PROMPTS[::-1], max_new_tokens=8, guidance=guidance, batch_size=1)
         for one, other in zip(together, list(alone)[::-1], strict=True):
             assert [each.token_ids for each in one] == [each.token_ids for each in other]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("greedy", {}),
+        ("sample", {"num_return_sequences": 6, "temperature": 1.5}),
+        ("beam", {"num_beams": 4}),
+        ("diverse_beam", {"num_beams": 4, "num_beam_groups": 2}),
+        ("stochastic_beam", {"num_beams": 4}),
+        ("best_of_n", {"n": 5, "judge": "likelihood"}),
+        ("best_first", {"expansions": 20, "num_return_sequences": 3}),
+        ("mcts", {"score": "likelihood"}),
+    ],
+)
+def test_every_search_goes_by_the_guided_law(name: str, options: dict[str, object]) -> None:
+    """The reference under the exact value is searched as the optimal policy is."""
+    mdp, solution = problem(horizon=4)
+    guidance = ValueGuided(SoftValue(mdp, solution), 1 / BETA, None)
+    search = METHODS[name].function
+    plain = search(
+        tabular_models(mdp.tree, policy=solution.log_policy, reference=mdp.ref_logps),
+        [[0], [1]],
+        max_new_tokens=4,
+        **options,
+    )
+    guided = search(
+        tabular_models(mdp.tree, policy=mdp.ref_logps, reference=mdp.ref_logps),
+        [[0], [1]],
+        max_new_tokens=4,
+        guidance=guidance,
+        **options,
+    )
+    for one, other in zip(guided, plain, strict=True):
+        assert [each.token_ids for each in one] == [each.token_ids for each in other]
+        for mine, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(mine.logps, theirs.logps, atol=1e-6, rtol=0)
 
 
 def test_bad_input_is_one_line() -> None:
