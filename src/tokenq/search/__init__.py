@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenq.search.beam import beam_search as beam_search
     from tokenq.search.best_first import best_first as best_first
-    from tokenq.search.best_of_n import best_of_n as best_of_n
+    from tokenq.search.best_of import best_of_n as best_of_n
     from tokenq.search.chunk_beam import chunk_beam_search as chunk_beam_search
     from tokenq.search.decoding import Decoding as Decoding
     from tokenq.search.decoding import Progress as Progress
@@ -57,7 +57,7 @@ _HOMES = {
     "alignment_aware": "guided",
     "beam_search": "beam",
     "best_first": "best_first",
-    "best_of_n": "best_of_n",
+    "best_of_n": "best_of",
     "chunk_beam_search": "chunk_beam",
     "diverse_beam_search": "diverse_beam",
     "generate_with": "generate",

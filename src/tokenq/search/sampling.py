@@ -148,10 +148,11 @@ def grow(batch: Batch, count: int, choose: Choose) -> list[list[Found]]:
         state.append(going.tolist(), moves.tokens.tolist(), moves.searched.tolist(), logps.tolist())
         open_places = state.end(going.tolist(), nodes.tolist())
         state.tell(step)
-        if len(open_places) < len(going):
-            going, nodes = going[open_places], nodes[open_places]
-            branches.retain(nodes)
+        some_ended = len(open_places) < len(going)
+        going, nodes = going[open_places], nodes[open_places]
         if len(going):
+            if some_ended:
+                branches.retain(nodes)
             frontier = branches.read(nodes)
             rows = torch.arange(len(going))
     return state.found()

@@ -94,17 +94,16 @@ def expectation(
     return total / float(weights.sum()) if normalised else total
 
 
-def perturbed_children(parents: Tensor, logps: Tensor, noise: Tensor) -> Tensor:
-    """[R, V] perturbed log-probabilities of continuations, so that each row's greatest is its
-    parent's.
+def perturbed_children(parents: Tensor, free: Tensor) -> Tensor:
+    """[R, m] perturbed log-probabilities of continuations, so that each row's greatest is its
+    parent's. They keep the order of `free`.
 
     parents: [R] perturbed log-probabilities of what is continued
-    logps:   [R, V] log-probabilities of the continuations as wholes, float64
-    noise:   [R, V] independent standard Gumbel numbers
+    free:    [R, m] log-probabilities of the continuations as wholes plus Gumbel numbers, float64;
+             the greatest of all continuations must be among them
 
     Gumbel numbers given their maximum (appendix B.3 of arXiv 1903.06059).
     """
-    free = logps + noise
     greatest = free.amax(-1, keepdim=True)
     above = parents[:, None]
     shift = above - free + _log1mexp(free - greatest)
@@ -157,8 +156,8 @@ def _search(
             if lot.logps:
                 going.append(_step(batch, prompt, lot, frontier, law, noise, step, options))
         nodes = torch.cat(going)
-        branches.retain(nodes)
         if len(nodes):
+            branches.retain(nodes)
             frontier = branches.read(nodes)
         start = 0
         for lot in lots:
@@ -193,10 +192,11 @@ def _step(
     here = law[lot.rows]
     written = [tree.response(node) for node in frontier.nodes[lot.rows].tolist()]
     logps = here.new_tensor(lot.logps)[:, None] + here
-    drawn = noise(prompt, written, here.shape[1]).to(here)
-    children = perturbed_children(here.new_tensor(lot.perturbed), logps, drawn).flatten()
+    free = logps + noise(prompt, written, here.shape[1]).to(here)
     # One more than is wanted: the first that is left out is the threshold of the weights.
     width = options.num_beams + 1
+    likely = free.topk(min(width, free.shape[1]), dim=-1)
+    children = perturbed_children(here.new_tensor(lot.perturbed), likely.values).flatten()
     best = torch.topk(children, min(width, len(children)))
     possible = best.values > -torch.inf
     values, index = best.values[possible], best.indices[possible]
@@ -206,11 +206,12 @@ def _step(
     least = both[width - 1] if len(both) >= width else -math.inf
     values, index = values[values >= least], index[values >= least]
     lot.leaves = [leaf for leaf in lot.leaves if leaf.found.score >= least]
-    rows = torch.div(index, here.shape[1], rounding_mode="floor")
-    moves = frontier.moves(lot.rows.start + rows, index % here.shape[1])
+    rows = torch.div(index, likely.indices.shape[1], rounding_mode="floor")
+    tokens = likely.indices.flatten()[index]
+    moves = frontier.moves(lot.rows.start + rows, tokens)
     nodes = batch.branches.place(moves)
     return _divide(
-        batch, prompt, lot, moves, nodes, values, logps.flatten()[index], rows, written, step
+        batch, prompt, lot, moves, nodes, values, logps[rows, tokens], rows, written, step
     )
 
 
