@@ -18,7 +18,7 @@ def test_stretches_without_a_branch_are_one_box_best_first() -> None:
         ("fine", 0, "open", 0),
         ("film", 1, "chosen", 1),
         ("mess", 1, "chosen", 2),
-        ("dull", 0, "open", 0),
+        ("dull", 0, "dropped", 0),
         ("end", 1, "pruned", 0),
         ("one", 4, "pruned", 0),
     ]

@@ -32,7 +32,8 @@ class Box:
 
     parent:    number of the box before; -1 behind the prompt
     nodes:     numbers of the trace's nodes, in their order
-    fate:      of the last token: "chosen", "finished", "open" (it went no further) or "pruned"
+    fate:      of the last token: "chosen", "finished", "open" (something follows), "dropped" (what
+               followed was all dropped, or nothing did) or "pruned" (dropped at once)
     score:     of the text up to here; logp, log_ratio: of the first token and of all of them, nats
     visits:    of a tree search, else 0
     rank:      1 for the first response that was given back, 2, ...; 0 for others
@@ -85,7 +86,7 @@ class TreeLayout:
 
 
 def layout_tree(
-    nodes: Sequence[Node], *, max_leaves: int = 40, pruned: int = 2, longest: int = 34
+    nodes: Sequence[Node], *, max_leaves: int = 40, pruned: int = 1, longest: int = 34
 ) -> TreeLayout:
     """Place the nodes of a trace.
 
@@ -238,7 +239,11 @@ def _add_pruned(
     longest: int,
 ) -> None:
     """Give every box the best of what was dropped where it ends, as far as there is room."""
-    room = max_leaves - sum(not any(b.parent == n for b in boxes) for n in range(len(boxes)))
+    followed = {box.parent for box in boxes}
+    room = max_leaves - sum(number not in followed for number in range(len(boxes)))
+    for number, box in enumerate(boxes):
+        if box.fate == "open" and number not in followed:
+            box.fate = "dropped"
     for number in range(len(boxes)):
         box = boxes[number]
         box.hidden = sum(c not in shown for n in box.nodes for c in children[n])
@@ -279,7 +284,7 @@ def _place(boxes: list[Box]) -> None:
 
 def _order(box: Box) -> tuple[float, ...]:
     """Given back first, in their order; then by what became of them, and by score."""
-    fate = ("chosen", "finished", "open", "pruned").index(box.fate)
+    fate = ("chosen", "finished", "open", "dropped", "pruned").index(box.fate)
     score = math.inf if math.isnan(box.score) else -box.score
     return (0 if box.rank else 1, box.rank, fate, -box.visits, score)
 
@@ -331,13 +336,13 @@ def _draw_box(axes: Any, box: Box) -> None:
     if not box.children:
         score = f"{box.score:+.2f}"
         told = f"{box.rank}.  {score}" if box.rank else score
-        if box.fate == "open":
+        if box.fate == "dropped":
             told += f"  dropped ({box.hidden} tried)" if box.hidden else "  dropped"
         _write(axes, box.x + box.width + 0.8, box.y, told, _ACCENT if box.rank else _SOFT, size=6.5)
 
 
 def _line(box: Box) -> str:
-    return "--" if box.fate == "open" and not box.children else "-"
+    return "--" if box.fate == "dropped" else "-"
 
 
 def _colour(box: Box) -> str:

@@ -14,13 +14,12 @@ function treeNode(tree) {
     const half = (from[0] + left(box)) / 2;
     const edge = draw("path", { d: `M${from} C${half},${from[1]} ${half},${middle(box)} ${left(box)},${middle(box)}`, "stroke-width": 0.7 + 4 * Math.exp(Math.min(0, box.logp)) });
     const side = box.log_ratio === null || Math.abs(box.log_ratio) < 0.1 ? "" : box.log_ratio < 0 ? " blamed" : " liked";
-    edge.setAttribute("class", "edge" + side + (box.fate === "pruned" ? " dropped" : ""));
+    edge.setAttribute("class", "edge" + side + (box.fate === "pruned" ? " faint" : ""));
     svg.append(edge);
   }
   tree.boxes.forEach((box, number) => {
-    const name = box.fate === "open" && box.children.length ? "" : box.fate;
     const node = draw("g", { role: "treeitem", tabindex: number ? -1 : 0, "aria-selected": "false", "aria-level": depth(tree, number), "aria-label": boxLabel(box) });
-    node.setAttribute("class", "box " + name);
+    node.setAttribute("class", "box " + box.fate);
     node.append(draw("rect", { x: left(box), y: middle(box) - 0.42 * HIGH, width: box.width * WIDE, height: 0.84 * HIGH, rx: 4 }),
       words(left(box) + WIDE, middle(box), box.text));
     if (!box.children.length) node.append(words(left(box) + (box.width + 1) * WIDE, middle(box), ending(box), "aside-text"));
@@ -48,13 +47,13 @@ function depth(tree, number) {
   return levels;
 }
 
-const FATES = { chosen: "given back", finished: "a whole response", open: "dropped", pruned: "dropped at once" };
-const fateOf = (box) => (box.fate === "open" && box.children.length ? "went on" : FATES[box.fate]);
+const FATES = { chosen: "given back", finished: "a whole response", open: "went on", dropped: "dropped", pruned: "dropped at once" };
+const fateOf = (box) => FATES[box.fate];
 const boxLabel = (box) => `${box.text}, score ${minus(box.score)}, ${box.rank ? "response " + box.rank : fateOf(box)}`;
 
 function ending(box) {
   const score = (box.rank ? box.rank + ".  " : "") + minus(box.score);
-  return box.fate === "open" ? score + "  dropped" : score;
+  return box.fate === "dropped" ? score + "  dropped" : score;
 }
 
 function boxCard(box) {
