@@ -86,8 +86,8 @@ def expectation(
     values:     the function at each
     normalised: divide by the sum of the weights: a little bias, often much less variance
 
-    Eq. 14 of arXiv 1903.06059: the sum of `weight * value`, unbiased under the law that was
-    sampled (max_new_tokens being part of it).
+    The importance-weighted estimator of arXiv 1903.06059: the sum of `weight * value`, unbiased
+    under the law that was sampled (max_new_tokens being part of it).
     """
     weights = np.array([one.details["weight"] for one in found])
     total = float(weights @ np.asarray(values, dtype=np.float64))
@@ -102,7 +102,7 @@ def perturbed_children(parents: Tensor, free: Tensor) -> Tensor:
     free:    [R, m] log-probabilities of the continuations as wholes plus Gumbel numbers, float64;
              the greatest of all continuations must be among them
 
-    Gumbel numbers given their maximum (appendix B.3 of arXiv 1903.06059).
+    Gumbel numbers given their maximum (appendix B of arXiv 1903.06059).
     """
     greatest = free.amax(-1, keepdim=True)
     above = parents[:, None]
