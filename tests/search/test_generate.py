@@ -104,6 +104,19 @@ def test_an_adapter_generates() -> None:
         check_same(adapted, inputs, num_beams=3)
 
 
+def test_an_adapter_is_searched_against_its_base() -> None:
+    adapted = with_adapter(random_model("llama", SIZE, 1))
+    pair = load_pair(adapted, tokenizer=small_tokenizer())
+    inputs = batch(1, 4, 7)
+    loop = generate_with("beam", pair=pair, score="log_ratio", plausibility=0.2)
+    ours = adapted.generate(**inputs, custom_generate=loop, num_beams=3, max_new_tokens=6)
+    prompts = [inputs["input_ids"][0, 3:].tolist(), inputs["input_ids"][1].tolist()]
+    same = beam_search(pair, prompts, 3, 6, "log_ratio", plausibility=0.2)
+    for row, results in zip(ours, same, strict=True):
+        found = results[0].token_ids
+        assert row[7 : 7 + len(found)].tolist() == found
+
+
 def test_greedy_is_that_of_generate(model: PreTrainedModel) -> None:
     inputs = batch(2, 4, 7)
     options: dict[str, Any] = {"max_new_tokens": 10, "eos_token_id": list(range(2, 60))}

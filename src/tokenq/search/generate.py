@@ -306,7 +306,7 @@ def _answer(ids: Tensor, rows: list[list[SearchResult]], fill: int, config: Any)
         for each in results:
             tokens = each.token_ids + [fill] * (longest - len(each.token_ids))
             sequences.append(torch.cat([prompt, prompt.new_tensor(tokens)]))
-    stacked = torch.stack(sequences)
+    stacked: Any = torch.stack(sequences)
     if not config.return_dict_in_generate:
         return stacked
     scores = torch.tensor([each.score for results in rows for each in results], device=ids.device)
