@@ -123,7 +123,7 @@ def _debian(task: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 Summaries of software packages
 
 {task["prompts"]} descriptions of at most {own["prompt_tokens"]} tokens are summarised in at most
-{own["new_tokens"]} tokens. The reference is tuned on {own["sft"]} synopses of maintainers, DPO on
+{own["written"]} tokens. The reference is tuned on {own["sft"]} synopses of maintainers, DPO on
 {own["pairs"]} pairs: the maintainer's synopsis over a sample of the reference for the same package.
 (That the first is better is assumed; no person compared them.) The judge is a reward model,
 trained from the untrained model on {own["judge"]} pairs of other packages: the worse side is a

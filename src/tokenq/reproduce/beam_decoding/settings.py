@@ -12,7 +12,7 @@ WIDTHS = (1, 2, 3, 5, 7, 10, 20)
 FEW_WIDTHS = (1, 5, 20)
 """Those of the other seeds and betas: what the claim is about."""
 
-_DECODED = ("prompts", "start_words", "widths")
+_DECODED = ("prompts", "start_words", "widths", "written")
 """Settings that training does not depend on."""
 
 
@@ -51,7 +51,8 @@ class DebianSettings:
     held_out:      pairs that the judge is tested on, of other packages again
     prompts:       packages to summarise
     prompt_tokens: most tokens of a description
-    new_tokens:    most tokens that are written, the end token included
+    new_tokens:    most tokens of a sample that is trained against, the end token included
+    written:       most tokens that are decoded, the end token included
     widths:        numbers of beams
     """
 
@@ -63,6 +64,7 @@ class DebianSettings:
     prompts: int = 256
     prompt_tokens: int = 60
     new_tokens: int = 16
+    written: int = 24
     widths: tuple[int, ...] = (1, 2, 5, 10, 20)
 
 
@@ -124,6 +126,7 @@ QUICK = replace(
         prompts=4,
         prompt_tokens=40,
         new_tokens=5,
+        written=5,
         widths=(1, 2),
     ),
     resamples=50,

@@ -53,7 +53,7 @@ class BeamTask:
     @property
     def new_tokens(self) -> int:
         """Most tokens of an answer."""
-        return int(getattr(self.settings, self.name).new_tokens)
+        raise NotImplementedError
 
     def tuning(self) -> Sequence[Example]:
         """What the reference is tuned on."""
@@ -101,6 +101,11 @@ class FilmTask(BeamTask):
 
     name = FILM
 
+    @property
+    def new_tokens(self) -> int:
+        """Most tokens of an answer."""
+        return self.settings.film.new_tokens
+
     @cached_property
     def _material(self) -> film.Material:
         return film.material(self.settings.film)
@@ -127,6 +132,11 @@ class DebianTask(BeamTask):
     """One-line summaries of packages."""
 
     name = DEBIAN
+
+    @property
+    def new_tokens(self) -> int:
+        """Most tokens of an answer; the samples of training pairs are shorter."""
+        return self.settings.debian.written
 
     @cached_property
     def packages(self) -> debian.Packages:
@@ -191,7 +201,7 @@ class DebianTask(BeamTask):
                     self.settings.model, self.weights(Policy(REFERENCE)), self.settings.dtype
                 )
                 ids = [start_ids(self.workshop.encoder, s)[0] for s in debian.starts(packages)]
-                answers = sampled(model, ids, 1, self.new_tokens, 0)
+                answers = sampled(model, ids, 1, self.settings.debian.new_tokens, 0)
                 decode = self.workshop.tokenizer.decode
                 texts = [
                     str(decode(own[0].token_ids, skip_special_tokens=True)).strip()
