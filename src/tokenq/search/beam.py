@@ -5,6 +5,7 @@ optimal policy is searching for the greatest reward plus optimal value.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Unpack
 
@@ -57,7 +58,7 @@ class BeamOptions:
 
 def beam_search(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     num_beams: int = 5,
     max_new_tokens: int = 64,
     score: Score | str | float = "likelihood",

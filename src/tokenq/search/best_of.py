@@ -66,7 +66,7 @@ class BestOfNOptions:
 
 def best_of_n(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     n: int = 16,
     max_new_tokens: int = 64,
     judge: Named | Judge | ResultJudge = "implicit_reward",

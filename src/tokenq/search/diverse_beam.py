@@ -4,6 +4,7 @@ Vijayakumar et al., "Diverse Beam Search" (arXiv 1610.02424), with the Hamming p
 `transformers` had it as group beam search.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Unpack
 
@@ -41,7 +42,7 @@ class DiverseBeamOptions:
 
 def diverse_beam_search(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     num_beams: int = 6,
     max_new_tokens: int = 64,
     score: Score | str | float = "likelihood",

@@ -3,7 +3,7 @@
 Finished responses leave the batch, so a step costs what its open ones cost.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
@@ -39,7 +39,7 @@ class SampleOptions:
 
 def greedy(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     max_new_tokens: int = 64,
     **decoding: Unpack[DecodingOptions],
 ) -> SearchResults:
@@ -62,7 +62,7 @@ def greedy(
 
 def sample(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     num_return_sequences: int = 1,
     max_new_tokens: int = 64,
     *,

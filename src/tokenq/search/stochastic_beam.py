@@ -42,7 +42,7 @@ class StochasticBeamOptions:
 
 def stochastic_beam_search(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     num_beams: int = 5,
     max_new_tokens: int = 64,
     *,
