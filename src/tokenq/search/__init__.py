@@ -8,8 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenq.search.a_star import best_first as best_first
     from tokenq.search.beam import beam_search as beam_search
-    from tokenq.search.best_first import best_first as best_first
     from tokenq.search.best_of import best_of_n as best_of_n
     from tokenq.search.chunk_beam import chunk_beam_search as chunk_beam_search
     from tokenq.search.decoding import Decoding as Decoding
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tokenq.search.guided import proxy_tuning as proxy_tuning
     from tokenq.search.guided import reward_guided as reward_guided
     from tokenq.search.guided import value_guided as value_guided
-    from tokenq.search.mcts import mcts as mcts
     from tokenq.search.prefixes import Prefix as Prefix
     from tokenq.search.results import SearchResult as SearchResult
     from tokenq.search.results import SearchResults as SearchResults
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from tokenq.search.stochastic_beam import stochastic_beam_search as stochastic_beam_search
     from tokenq.search.target import Target as Target
     from tokenq.search.trace import Trace as Trace
+    from tokenq.search.tree_search import mcts as mcts
     from tokenq.search.values import PrefixValue as PrefixValue
     from tokenq.search.values import TabularValue as TabularValue
     from tokenq.search.values import Value as Value
@@ -56,13 +56,13 @@ _HOMES = {
     "ValueGuided": "guidance",
     "alignment_aware": "guided",
     "beam_search": "beam",
-    "best_first": "best_first",
+    "best_first": "a_star",
     "best_of_n": "best_of",
     "chunk_beam_search": "chunk_beam",
     "diverse_beam_search": "diverse_beam",
     "generate_with": "generate",
     "greedy": "sampling",
-    "mcts": "mcts",
+    "mcts": "tree_search",
     "proxy_tuning": "guided",
     "reward_guided": "guided",
     "sample": "sampling",

@@ -9,7 +9,7 @@ from tabular_search import Case, random_case
 
 from tokenq.errors import UserError
 from tokenq.mdp.token_mdp import TokenMDP
-from tokenq.search.best_first import best_first
+from tokenq.search.a_star import best_first
 from tokenq.search.scores import Score
 from tokenq.search.tabular import tabular_models
 from tokenq.search.values import ScoredPrefix, TabularValue
