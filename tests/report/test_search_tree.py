@@ -94,6 +94,17 @@ def test_a_picture_is_drawn_whatever_the_tokens_say(
     assert path.read_bytes().startswith(start)
 
 
+def test_what_was_given_up_later_is_told_from_what_was_dropped_at_once() -> None:
+    nodes = [
+        node(-1, " a", -0.5, "chosen"),
+        node(-1, " b", -0.9, "pruned", visits=3),
+        node(1, " c", -1.2, "pruned", visits=2),
+        node(2, " d", -1.5, "pruned", visits=1),
+    ]
+    told = [(box.text, box.fate, box.visits) for box in layout_tree(nodes).boxes]
+    assert told == [("a", "chosen", 0), ("b c", "dropped", 3), ("d", "pruned", 1)]
+
+
 def test_responses_are_numbered_as_the_search_ranked_them() -> None:
     nodes = tree()
     nodes[3]["rank"], nodes[4]["rank"] = 2, 1

@@ -451,7 +451,9 @@ def _write(run: "SearchRun", prompts: "Prompts", arguments: argparse.Namespace) 
             trace = run.trace(record["row"])
             path = arguments.out / f"trace_{record['row']}.png"
             if trace is not None and not path.exists():
-                draw_tree(trace["nodes"], path)
+                asked = record["prompt"]
+                title = asked if isinstance(asked, str) else str(asked[-1]["content"])
+                draw_tree(trace["nodes"], path, title=title)
 
 
 def _show(run: "SearchRun", arguments: argparse.Namespace, console: Console) -> None:

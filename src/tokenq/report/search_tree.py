@@ -22,8 +22,8 @@ _INK, _SOFT, _PAPER, _ACCENT = "#1b1e23", "#6a717c", "#ffffff", "#5b3fd1"
 _LIKED, _BLAMED = "#1a6199", "#a34a00"
 _CHARACTER, _ROW = 0.068, 0.31
 """Inches, of a character in the picture's type and from one row to the next."""
-_LONGEST = 60
-"""Inches: wider pictures than this no program opens well."""
+_NARROWEST, _LONGEST = 7, 60
+"""Inches: what the words below a picture need, and what no program opens well beyond."""
 
 
 @dataclass
@@ -105,7 +105,10 @@ def layout_tree(
         path = [start]
         while len(after := _following(path[-1], children, shown)) == 1:
             path.append(after[0])
-        boxes.append(_box(nodes, path, parent, ranks, longest))
+        box = _box(nodes, path, parent, ranks, longest)
+        if box.fate == "pruned":
+            box.fate = "dropped"  # later, as something was tried behind it
+        boxes.append(box)
         waiting += [(len(boxes) - 1, each) for each in reversed(after)]
     _add_pruned(nodes, children, kept, shown, boxes, pruned, max_leaves, longest)
     _place(boxes)
@@ -120,20 +123,23 @@ def layout_tree(
 def draw_tree(nodes: Sequence[Node], path: Path, *, title: str = "", **options: Any) -> TreeLayout:
     """Draw a trace as a picture, whole or not at all; the suffix of `path` says which kind.
 
+    title:   one line above it, such as the prompt
     options: of :func:`layout_tree`
     """
     from matplotlib.figure import Figure
 
     layout = layout_tree(nodes, **options)
     beginning = 8  # characters of the box that stands for the prompt
-    width = min(_LONGEST, _CHARACTER * (layout.width + beginning + 22))
+    across = max(layout.width + 21, _NARROWEST / _CHARACTER - beginning)
+    width = min(_LONGEST, _CHARACTER * (across + beginning + 1))
     height = min(_LONGEST, _ROW * (layout.height + 1.2) + 0.5)
-    figure = Figure(figsize=(max(5.0, width), max(1.6, height)), facecolor=_PAPER)
+    figure = Figure(figsize=(width, max(1.6, height)), facecolor=_PAPER)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_xlim(-beginning - 1, layout.width + 21)
+    axes.set_xlim(-beginning - 1, across)
     axes.set_ylim(layout.height + 0.9, -1.2)
     axes.axis("off")
-    _write(axes, -beginning, -0.85, title or "What the search went through", _INK, weight="bold")
+    heading = _shortened(title, 110) or "What the search went through"
+    _write(axes, -beginning, -0.85, heading, _INK, weight="bold")
     _frame(axes, -beginning, 0, beginning - 1, _SOFT, 0.8, "-")
     _write(axes, -beginning + 0.5, 0, "prompt", _SOFT)
     for box in layout.boxes:
@@ -332,7 +338,7 @@ def _draw_box(axes: Any, box: Box) -> None:
     weight = "bold" if box.rank else "normal"
     _write(axes, box.x + 1, box.y, box.text, ink, weight=weight)
     if box.visits:
-        _write(axes, box.x + 0.2, box.y + 0.43, f"{box.visits}×", _SOFT, size=5.5)
+        _write(axes, box.x + 0.2, box.y + 0.47, f"{box.visits}×", _SOFT, size=5.5)
     if not box.children:
         score = f"{box.score:+.2f}"
         told = f"{box.rank}.  {score}" if box.rank else score
