@@ -361,13 +361,13 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "best_first",
-            "best_first:best_first",
+            "a_star:best_first",
             "always go on with the most promising beginning of all",
             {"value": "function"},
         ),
         Method(
             "mcts",
-            "mcts:mcts",
+            "tree_search:mcts",
             "a tree searched by value and visits (PUCT), with the log-ratio or your own value",
             {"value": "function"},
         ),
