@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenq.errors import UserError
-from tokenq.models.branching.branches import POLICY, REFERENCE, Branches, Guidance, Path
+from tokenq.models.branching.branches import POLICY, REFERENCE, Branches, Path
 from tokenq.models.packing import Ids
 from tokenq.search.decoding import Decoding, Finish, Progress, RuledGuidance, Rules
 from tokenq.search.results import SearchResult, SearchResults
@@ -85,13 +85,12 @@ def run(
     prompts: Sequence[Prompt],
     decoding: Decoding,
     search: SearchBatch,
-    guidance: Guidance | None = None,
 ) -> SearchResults:
     """Search every prompt, in batches of prompts of like length.
 
     Raises UserError for prompts that the models cannot read.
     """
-    guidance = guidance or decoding.guidance
+    guidance = decoding.guidance
     if guidance is not None:
         target = target.reading(guidance.models)
     if guidance is None and POLICY not in target.models:

@@ -135,7 +135,8 @@ class Branches:
         _check_vocabularies(self.models)
         self._logps = {name: torch.empty(0) for name in self.models}
         self._searched = torch.empty(0)
-        self._kl: Tensor | None = torch.empty(0) if REFERENCE in self.models else None
+        both = {POLICY, REFERENCE} <= set(self.models)
+        self._kl: Tensor | None = torch.empty(0) if both else None
 
     def __enter__(self) -> "Branches":
         return self
