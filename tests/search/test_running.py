@@ -143,7 +143,7 @@ def test_guidance_is_what_is_searched() -> None:
         def __call__(self, branches: Any, nodes: Any, logps: Any) -> torch.Tensor:
             return torch.log_softmax(-logps["policy"], -1)
 
-    results = run(Target.of(MODEL), PROMPTS, Decoding(), firsts, Upside())
+    results = run(Target.of(MODEL), PROMPTS, Decoding(guidance=Upside()), firsts)
     for (prompt,), row in zip(PROMPTS, results, strict=True):
         laws = MODEL.log_policy[TREE.state(prompt)]
         worst = int(laws.argmin())
