@@ -6,6 +6,7 @@ from typing import Any
 from tokenq.reproduce.beam_decoding.decoding import BEAM
 from tokenq.reproduce.beam_decoding.figure import TITLES
 from tokenq.reproduce.beam_decoding.measures import JUDGES, LENGTH
+from tokenq.reproduce.beam_decoding.policies import REFERENCE
 from tokenq.reproduce.beam_decoding.settings import DEBIAN, FILM
 
 _OWN, _REFERENCE = "against own greedy", "against the reference's greedy"
@@ -37,9 +38,8 @@ many steps as DPO takes on the chosen answers alone.
 DPO with beta {", ".join(f"{beta:g}" for beta in sorted(betas))}: {preferences["epochs"]} epoch,
 {preferences["batch_size"]} pairs a step, peak learning rate {preferences["learning_rate"]:g}.
 A seed draws pairs, order and adapter; the reference is one. Decoded and scored in
-{settings["dtype"]}, by
-`tokenq.search.beam_search` with length penalty 1 (as `transformers` has it) and no sampling, where
-nothing else is said. The paper names no length penalty.
+{settings["dtype"]}. Beams are those of `transformers` and `tokenq.search.beam_search` with length
+penalty 1, without sampling, where nothing else is said; the paper names no length penalty.
 
 Intervals are 95 %, over prompts, all seeds of a prompt drawn together; how much depends on training
 is seen in the seeds, which stand in `results.json`. Ties count half."""
@@ -152,22 +152,16 @@ def _beams(task: Mapping[str, Any], name: str, against: str) -> str:
     first, second = JUDGES[name]
     rows = []
     for arm, methods in task["arms"].items():
+        if arm == REFERENCE and against == _REFERENCE:
+            continue
         for own in _sorted(methods):
             if own["name"] == BEAM and against in own:
-                rows.append(
-                    [arm, str(own["width"]), str(len(own["seeds"])), *_compared(own, name, against)]
-                )
-    heads = [
-        "policy",
-        "beams",
-        "seeds",
-        TITLES[first],
-        "equal length",
-        TITLES[second],
-        "equal length",
-        "tokens",
-    ]
-    return _table(heads, rows)
+                cells = _compared(own, name, against)
+                if own["width"] == 1 and against == _OWN:
+                    cells = ["", "", "", "", cells[-1]]  # it against itself
+                rows.append([arm, str(own["width"]), str(len(own["seeds"])), *cells])
+    judged = [TITLES[first], "equal length", TITLES[second], "equal length"]
+    return _table(["policy", "beams", "seeds", *judged, "tokens"], rows)
 
 
 def _others(task: Mapping[str, Any], name: str) -> str:
