@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenq.models.branching.kv_tree import BranchReading, LayerKV, PromptReading
+from tokenq.models.branching.narrow import narrow_products
 from tokenq.models.branching.rereading import RereadingModel
 from tokenq.models.branching.step_model import StepModel
 from tokenq.models.branching.tree import TokenTree
@@ -76,19 +77,20 @@ class CachedModel:
         """See :class:`StepModel`."""
         with scoring(self._model) as active:
             inner = causal_lm(active)
-            return vocabulary_logps(inner, self.read_states(inner, tree, nodes))
+            with narrow_products(inner):
+                return vocabulary_logps(inner, self.read_states(inner, tree, nodes))
 
     def retain(self, tree: TokenTree) -> None:
         """See :class:`StepModel`; a prompt's block goes when half of the prompts are done with."""
         rows = self._row_of[tree.active].unique()
-        if 2 * len(rows) > len(self._lengths):
+        if not len(rows) or 2 * len(rows) > len(self._lengths):
             return
         moved = torch.full((len(self._lengths),), -1)
         moved[rows] = torch.arange(len(rows))
         self._row_of = torch.where(self._row_of >= 0, moved[self._row_of], self._row_of)
         self._lengths = self._lengths[rows]
         for layer in self._layers.values():
-            layer.keep_prompts(rows.to(layer.keys.device))
+            layer.keep_prompts(rows.to(layer.keys.device), int(self._lengths.max()))
 
     def close(self) -> None:
         """See :class:`StepModel`."""

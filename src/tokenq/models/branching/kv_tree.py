@@ -1,10 +1,11 @@
 """Keys and values of a tree of tokens: each prompt's once, each further token's once.
 
 A branch attends to its prompt's block, which all branches of the prompt read together, and to its
-own tokens, gathered by node; the two softmaxes are merged exactly. Nothing is copied when branches
-fork, are reordered or die.
+own tokens, gathered by node, under one softmax. Nothing is copied when branches fork, are reordered
+or die.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -35,13 +36,13 @@ class LayerKV:
             more = (0, 0, 0, size - self.keys.shape[1])
             self.keys = torch.nn.functional.pad(self.keys, more)
             self.values = torch.nn.functional.pad(self.values, more)
-        self.keys[:, slots] = keys
-        self.values[:, slots] = values
+        self.keys.index_copy_(1, slots, keys)
+        self.values.index_copy_(1, slots, values)
 
-    def keep_prompts(self, rows: Tensor) -> None:
-        """Keep only these prompts [P'], in this order."""
-        self.prompt_keys = self.prompt_keys[rows]
-        self.prompt_values = self.prompt_values[rows]
+    def keep_prompts(self, rows: Tensor, longest: int) -> None:
+        """Keep only these prompts [P'], in this order, of at most `longest` tokens."""
+        self.prompt_keys = self.prompt_keys[rows, :, :longest]
+        self.prompt_values = self.prompt_values[rows, :, :longest]
 
 
 class PromptReading:
@@ -113,22 +114,23 @@ class BranchReading:
         lengths: Tensor,
         device: torch.device,
     ) -> None:
-        self.layers, self.size = layers, size
+        self.layers, self.size, self.device = layers, size, device
         self.slots = slots.to(device)
         self.branches, self.depth = paths.shape
-        self.flat_paths = paths.clamp_min(0).flatten().to(device)
-        self.missing = (paths < 0).to(device)
-        self.depths = (paths >= 0).sum(-1).to(device)
-        self.lengths = lengths.to(device)
-        counts = torch.bincount(rows, minlength=len(lengths))
+        self.prompts, self.longest = len(lengths), int(lengths.max())
+        self.paths = paths.clamp_min(0).flatten().to(device)
+        self.missing = paths < 0
+        self.lengths = lengths[rows]
+        counts = torch.bincount(rows, minlength=self.prompts)
         self.widest = int(counts.max())
-        first = torch.cumsum(counts, 0) - counts
-        place = torch.arange(self.branches) - first[rows]
-        self.cells = (rows * self.widest + place).to(device)
-        grid = torch.zeros(len(lengths) * self.widest, dtype=torch.long)
-        grid[rows * self.widest + place] = torch.arange(self.branches)
-        self.grid = grid.to(device)
+        # Branch r stands in cell r of a grid of prompts, unless some have fewer branches.
         self.aligned = bool((counts == self.widest).all())
+        first = torch.cumsum(counts, 0) - counts
+        cells = rows * self.widest + torch.arange(self.branches) - first[rows]
+        grid = torch.zeros(self.prompts * self.widest, dtype=torch.long)
+        grid[cells] = torch.arange(self.branches)
+        self.cells, self.grid = cells.to(device), grid.to(device)
+        self.hidden = functools.cache(self._hidden)
 
     def attend(
         self,
@@ -144,76 +146,48 @@ class BranchReading:
         kv = self.layers[layer]
         kv.write(self.slots, self.size, key[0], value[0])
         heads, width = key.shape[1], query.shape[-1]
-        scaled = (query[0] * scale).view(heads, -1, self.branches, width)
-        own = self._own(kv, scaled, softcap, window)
-        prompt = self._prompt(kv, scaled, softcap, window)
-        out = _merged(own, prompt)  # [H_kv, R, G, D_v]
-        return out.transpose(0, 1).reshape(1, self.branches, -1, out.shape[-1]).to(value.dtype)
+        asked = (query[0] * scale).view(heads, -1, self.branches, width).transpose(1, 2)
+        prompt = self._by_branch(self._by_prompt(asked) @ kv.prompt_keys.transpose(-1, -2))
+        scores = torch.cat([prompt, asked @ self._own(kv.keys).transpose(-1, -2)], dim=-1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        hidden = self.hidden(window)
+        if hidden is not None:
+            scores.masked_fill_(hidden, -torch.inf)
+        weights = torch.softmax(scores, -1).to(value.dtype)
+        on_prompt, on_own = weights.split([self.longest, self.depth], dim=-1)
+        out = self._by_branch(self._by_prompt(on_prompt) @ kv.prompt_values)
+        out = out + on_own @ self._own(kv.values)  # [H_kv, R, G, D]
+        return out.transpose(0, 1).reshape(1, self.branches, -1, out.shape[-1])
 
-    def _own(
-        self, kv: LayerKV, query: Tensor, softcap: float | None, window: int | None
-    ) -> "_Part":
-        heads = len(query)
-        shape = (heads, self.branches, self.depth, -1)
-        keys = kv.keys.index_select(1, self.flat_paths).view(shape)
-        values = kv.values.index_select(1, self.flat_paths).view(shape)
-        hidden = self.missing
-        if window is not None:
-            at = torch.arange(self.depth, device=hidden.device)
-            hidden = hidden | (self.depths[:, None] - 1 - at >= window)
-        return _attend(query.transpose(1, 2), keys, values, hidden[:, None, :], softcap)
+    def _own(self, table: Tensor) -> Tensor:
+        """[H_kv, N, n] by slot -> [H_kv, R, T, n] along each branch."""
+        found = table.index_select(1, self.paths)
+        return found.view(len(table), self.branches, self.depth, -1)
 
-    def _prompt(
-        self, kv: LayerKV, query: Tensor, softcap: float | None, window: int | None
-    ) -> "_Part":
-        heads, groups, _, width = query.shape
-        prompts, longest = len(kv.prompt_keys), kv.prompt_keys.shape[2]
-        spread = query if self.aligned else query[:, :, self.grid]
-        cells = spread.view(heads, groups, prompts, self.widest, width)
-        asked = cells.permute(2, 0, 1, 3, 4).reshape(prompts, heads, -1, width)
-        at = torch.arange(longest, device=query.device)
-        hidden = at >= self.lengths[:, None]  # [P, L]
-        hidden = hidden[:, None, None, :]
-        if window is not None:
-            behind = self.depths[self.grid].view(prompts, self.widest) + self.lengths[:, None] - 1
-            far = behind[:, :, None] - at >= window  # [P, W, L]
-            hidden = hidden | far.repeat(1, groups, 1)[:, None]
-        part = _attend(asked, kv.prompt_keys, kv.prompt_values, hidden, softcap)
-        return _Part(*(self._by_branch(each, heads, groups) for each in part))
+    def _by_prompt(self, rows: Tensor) -> Tensor:
+        """[H_kv, R, G, n] -> [P, H_kv, W * G, n], W branches a prompt."""
+        heads, _, groups, width = rows.shape
+        cells = rows if self.aligned else rows.index_select(1, self.grid)
+        split = cells.reshape(heads, self.prompts, self.widest * groups, width)
+        return split.transpose(0, 1)
 
-    def _by_branch(self, cells: Tensor, heads: int, groups: int) -> Tensor:
-        """[P, H_kv, G * W, n] -> [H_kv, R, G, n]."""
-        prompts, width = len(cells), cells.shape[-1]
-        split = cells.view(prompts, heads, groups, self.widest, width)
-        flat = split.permute(1, 0, 3, 2, 4).reshape(heads, prompts * self.widest, groups, width)
+    def _by_branch(self, cells: Tensor) -> Tensor:
+        """[P, H_kv, W * G, n] -> [H_kv, R, G, n]."""
+        _, heads, rows, width = cells.shape
+        flat = cells.transpose(0, 1).reshape(heads, -1, rows // self.widest, width)
         return flat if self.aligned else flat.index_select(1, self.cells)
 
-
-class _Part(tuple[Tensor, Tensor, Tensor]):
-    """A softmax over some of the keys, unfinished: greatest score [..., 1], sum of the weights
-    relative to it [..., 1], weighted values [..., D]."""
-
-    def __new__(cls, greatest: Tensor, total: Tensor, weighted: Tensor) -> "_Part":
-        return super().__new__(cls, (greatest, total, weighted))
-
-
-def _attend(
-    query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, softcap: float | None
-) -> _Part:
-    """query [..., M, D], keys, values [..., L, D], hidden: broadcast to [..., M, L]."""
-    scores = query @ keys.transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill_(hidden, -torch.inf)
-    # Where every key is hidden the weights are all 0, not nan.
-    greatest = scores.amax(-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
-    weights = scores.sub_(greatest).exp_()
-    return _Part(greatest, weights.sum(-1, keepdim=True), weights.to(values.dtype) @ values)
-
-
-def _merged(one: _Part, other: _Part) -> Tensor:
-    greatest = torch.maximum(one[0], other[0])
-    first, second = (one[0] - greatest).exp_(), (other[0] - greatest).exp_()
-    total = one[1] * first + other[1] * second
-    return (one[2] * first + other[2] * second) / total
+    def _hidden(self, window: int | None) -> Tensor | None:
+        """[R, 1, L + T]: what a branch does not see of its prompt and its path; None: nothing."""
+        at = torch.arange(self.longest + self.depth)
+        own = at[self.longest :] - self.longest
+        behind = torch.cat([at[: self.longest] >= self.lengths[:, None], self.missing], dim=1)
+        if window is not None:
+            last = (self.lengths + (~self.missing).sum(-1) - 1)[:, None]
+            place = torch.cat(
+                [at[: self.longest].expand(self.branches, -1), self.lengths[:, None] + own], dim=1
+            )
+            behind |= last - place >= window
+        return behind[:, None].to(self.device) if behind.any() else None
