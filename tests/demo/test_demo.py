@@ -208,3 +208,35 @@ def test_more_pairs_than_there_are_is_refused(film_snippets: SnippetTable, tmp_p
     with pytest.raises(UserError, match=r"pairs is 99999; accepted: at most [0-9]+"):
         gather(tmp_path, DemoSettings(pairs=99999))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_what_was_written_is_judged_as_it_lies_there(
+    summary: dict, out: Path, word_valence: dict[str, LexiconEntry]
+) -> None:
+    rows = lines(out / "written.jsonl")
+    assert len(rows) == QUICK.beginnings
+    held_out = [text for row in lines(out / "held_out.jsonl") for text in answers(row)]
+
+    def valence(text: str) -> float:
+        known = [word_valence[word].mean for word in words_of(text) if word in word_valence]
+        return sum(known) / len(known) if known else 0.0
+
+    baseline, *others = summary["search"]
+    assert others == ["greedy", "beam of 5", "best of 5, implicit reward"]
+    told = {}
+    for name, found in summary["search"].items():
+        texts = [row[name] for row in rows]
+        for row, text in zip(rows, texts, strict=True):
+            assert text.startswith(row["beginning"])
+            assert any(whole.startswith(row["beginning"]) for whole in held_out)
+        added = [text[len(row["beginning"]) :] for row, text in zip(rows, texts, strict=True)]
+        told[name] = [valence(text) for text in added]
+        assert found["valence"] == pytest.approx(sum(told[name]) / len(rows), abs=1e-9)
+    assert summary["search"][baseline]["wins"] is None
+    for name in others:
+        wins = [a > b for a, b in zip(told[name], told[baseline], strict=True)]
+        assert summary["search"][name]["wins"]["wins"] == sum(wins)
+        assert summary["search"][name]["log_ratio"] is not None
+    best = summary["search"]["best of 5, implicit reward"]["log_ratio"]
+    assert best > summary["search"]["beam of 5"]["log_ratio"]

@@ -9,6 +9,7 @@ from typing import Any
 from tokenq.credit.dataset import CreditRun
 from tokenq.data import film_reviews, lexicon
 from tokenq.demo.material import Material, answers
+from tokenq.demo.search import Written
 from tokenq.demo.settings import MODEL, DemoSettings
 from tokenq.demo.timing import Clock
 from tokenq.demo.words import (
@@ -78,6 +79,7 @@ def write_results(
     out: Path,
     results: Results,
     read: CreditRun,
+    written: Mapping[str, Written],
     material: Material,
     settings: DemoSettings,
     clock: Clock,
@@ -104,6 +106,7 @@ def write_results(
         "pairs_without_model": {name: asdict(each) for name, each in results.texts.items()},
         "words": results.words.to_dict(),
         "words_not_in_training": None if results.unseen is None else results.unseen.to_dict(),
+        "search": {name: each.to_dict() for name, each in written.items()},
         "timings": {"stages": clock.seconds, "total": clock.total()},
         "versions": {name: installed_version(name) for name in PACKAGES},
     }

@@ -10,10 +10,11 @@ from tokenq.credit.dataset import CreditOptions, CreditRun, credit_dataset
 from tokenq.demo.figure import draw
 from tokenq.demo.material import Material, answers, gather
 from tokenq.demo.results import Results, measure, write_results
+from tokenq.demo.search import search_and_judge, show_written
 from tokenq.demo.settings import MODEL, DemoSettings, claim
 from tokenq.demo.show import show
 from tokenq.demo.timing import Clock
-from tokenq.models import load_pair, materialise
+from tokenq.models import Pair, load_pair, materialise
 from tokenq.report.html import PageHead, write_page
 from tokenq.report.progress import progress_bar
 from tokenq.report.terminal import show_rows
@@ -22,7 +23,7 @@ from tokenq.training.config import PreferenceConfig
 from tokenq.training.preflight import check_writable
 from tokenq.training.run import run as train
 
-STAGES = 5
+STAGES = 6
 SHOWN_ROWS = 3
 _ALTERNATIVES, _MIN_PROBABILITY = 3, 0.01
 
@@ -30,8 +31,8 @@ _ALTERNATIVES, _MIN_PROBABILITY = 3, 0.01
 def run_demo(settings: DemoSettings, out: Path, console: Console) -> Results:
     """Run all stages; what an earlier run with the same settings finished in `out` is used.
 
-    Leaves `index.html` (the page), `figure.png`, `summary.json`, `words.jsonl`, `credit/` (tokens),
-    `model/` (the adapter), `train.jsonl` and `held_out.jsonl`.
+    Leaves `index.html` (the page), `figure.png`, `summary.json`, `words.jsonl`, `written.jsonl`,
+    `credit/` (tokens), `model/` (the adapter), `train.jsonl` and `held_out.jsonl`.
 
     Raises UserError if `out` holds a run with other settings, or data or model cannot be had.
     """
@@ -45,17 +46,22 @@ def run_demo(settings: DemoSettings, out: Path, console: Console) -> Results:
     with clock.stage("Training: LoRA, DPO"):
         adapter = train_adapter(settings, material, out / "model")
     with clock.stage("Reading: every token of the held-out pairs"):
-        read = _read(adapter, material, out / "credit", settings, console)
+        pair = load_pair(adapter, MODEL)
+        read = _read(pair, material, out / "credit", settings, console)
     with clock.stage("Measuring: pairs and words, beside controls"), console.status("Resampling"):
         results = measure(list(read.records()), material, settings)
+    with clock.stage("Searching: sentences written on"), console.status("Searching"):
+        written = search_and_judge(pair, material, settings, out / "written.jsonl")
     with clock.stage("Page and figure"):
         _write_page(out / "index.html", read, material)
         draw(out / "figure.png", results)
-    write_results(out, results, read, material, settings, clock)
+    write_results(out, results, read, written, material, settings, clock)
     console.rule("[bold]What it learned", align="left")
     show_rows(console, islice(read.records(), SHOWN_ROWS), settings.beta)
     console.print(f"(the first {SHOWN_ROWS} test pairs, not chosen ones)", style="dim")
     show(console, results)
+    console.print()
+    show_written(console, written)
     return results
 
 
@@ -102,7 +108,7 @@ def _introduce(console: Console, settings: DemoSettings, material: Material) -> 
 
 
 def _read(
-    adapter: Path, material: Material, folder: Path, settings: DemoSettings, console: Console
+    pair: Pair, material: Material, folder: Path, settings: DemoSettings, console: Console
 ) -> CreditRun:
     options = CreditOptions(
         beta=settings.beta,
@@ -110,7 +116,6 @@ def _read(
         min_probability=_MIN_PROBABILITY,
         token_budget=settings.token_budget,
     )
-    pair = load_pair(adapter, MODEL)
     with progress_bar("Scoring pairs", console) as progress:
         task = progress.add_task("", total=settings.held_out)
         return credit_dataset(

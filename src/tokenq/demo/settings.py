@@ -29,6 +29,7 @@ class DemoSettings:
     beta:          the KL penalty; implicit rewards are beta times nats
     batch_size:    pairs of one optimiser step
     token_budget:  input tokens of one forward
+    beginnings:    first words of test texts that the trained policy writes on from
     seed:          draws pairs, their order and the adapter's first weights
     """
 
@@ -42,10 +43,11 @@ class DemoSettings:
     beta: float = 0.1
     batch_size: int = 8
     token_budget: int = 2048
+    beginnings: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "held_out", "batch_size"):
+        for name in ("pairs", "held_out", "batch_size", "beginnings"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; accepted: a number above 0")
 
@@ -58,7 +60,7 @@ class DemoSettings:
         return PairOptions(gap=self.held_out_gap, seed=self.seed, pairs=self.held_out)
 
 
-QUICK = DemoSettings(pairs=48, max_words=14, held_out=24)
+QUICK = DemoSettings(pairs=48, max_words=14, held_out=24, beginnings=6)
 """For a look at the machinery, and for tests: too little training for results worth quoting."""
 
 
