@@ -225,7 +225,8 @@ class _Comparing:
     def _method(self, arm: str, key: str) -> dict[str, Any]:
         policies = [policy for policy in self._of(arm) if key in self._written[policy]]
         one = self._written[policies[0]][key]
-        names = one.measured.numbers[0]
+        # A text may be too short for a measure.
+        names = list(dict.fromkeys(name for row in one.measured.numbers for name in row))
         result: dict[str, Any] = {
             "name": one.name,
             "width": one.width,

@@ -25,7 +25,8 @@ TITLES = {
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """Bars are 95 % intervals over prompts; a point is a mean over seeds."""
+    """Bars are 95 % intervals over prompts; a point is a mean over seeds. Thin: the first seed alone,
+    which was decoded with more numbers of beams."""
     if "unfinished" in results:
         return Figure(figsize=(4, 1))
     tasks = results["tasks"]
@@ -50,8 +51,9 @@ def _beams(methods: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _win_rates(axes: "Axes", task: str, judge: str, arms: Mapping[str, Any]) -> None:
     for number, (arm, methods) in enumerate(arms.items()):
         kept = [each for each in methods if each["width"] > 1 and "against own greedy" in each]
-        found = [each["against own greedy"][judge]["win rate"] for each in kept]
-        _line(axes, number, arm, [each["width"] for each in kept], found, arms)
+        compared = [each["against own greedy"][judge] for each in kept]
+        found = [{**each["win rate"], "by_seed": each["by_seed"]} for each in compared]
+        _line(axes, number, arm, kept, found, arms)
     axes.axhline(0.5, color="#888888", lw=0.8)
     axes.set(title=f"{task}: win rate against 1 beam, {TITLES[judge]}", xlabel="beams")
     axes.title.set_fontsize(9)
@@ -60,7 +62,7 @@ def _win_rates(axes: "Axes", task: str, judge: str, arms: Mapping[str, Any]) -> 
 def _means(axes: "Axes", arms: Mapping[str, Any], name: str, title: str) -> None:
     for number, (arm, methods) in enumerate(arms.items()):
         found = [each["measures"][name] for each in methods]
-        _line(axes, number, arm, [each["width"] for each in methods], found, arms)
+        _line(axes, number, arm, methods, found, arms)
     axes.set(title=title, xlabel="beams")
     axes.title.set_fontsize(9)
 
@@ -69,17 +71,27 @@ def _line(
     axes: "Axes",
     number: int,
     arm: str,
-    widths: list[int],
-    found: list[Mapping[str, float]],
+    methods: list[Mapping[str, Any]],
+    found: list[Mapping[str, Any]],
     arms: Mapping[str, Any],
 ) -> None:
     ours = [each for each in arms if each not in _COLORS]
     color = _COLORS.get(arm) or _DPO_COLORS[ours.index(arm) % len(_DPO_COLORS)]
+    line = _LINES.get(arm, "-")
+    most = max((len(each["seeds"]) for each in methods), default=0)
     # Side by side, so that intervals can be told apart.
-    places = [width * (1 + _STEP * (number - len(arms) / 2) / 2) for width in widths]
-    values = [each["value"] for each in found]
-    axes.plot(places, values, _LINES.get(arm, "-"), marker="o", ms=3, color=color, label=arm)
-    for place, each in zip(places, found, strict=True):
+    places = [each["width"] * (1 + _STEP * (number - len(arms) / 2) / 2) for each in methods]
+    firsts = [each["by_seed"][0] for each in found]
+    if any(len(each["seeds"]) < most for each in methods):
+        axes.plot(places, firsts, line, color=color, lw=0.6, alpha=0.6)
+    whole = [
+        (place, each)
+        for place, method, each in zip(places, methods, found, strict=True)
+        if len(method["seeds"]) == most
+    ]
+    values = [each["value"] for _, each in whole]
+    axes.plot([at for at, _ in whole], values, line, marker="o", ms=3, color=color, label=arm)
+    for place, each in whole:
         axes.plot([place, place], [each["low"], each["high"]], color=color, lw=0.8)
     axes.set_xscale("log")
     ticks = [1, 2, 3, 5, 7, 10, 20]

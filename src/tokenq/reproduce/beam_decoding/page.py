@@ -66,7 +66,8 @@ def _task(name: str, task: Mapping[str, Any], settings: Mapping[str, Any]) -> st
 ### Beams
 
 Win rate against 1 beam of the same policy, by {TITLES[first]} and by {TITLES[second]}, and at equal
-length (a logistic fit, as in AlpacaEval 2); tokens with the end token.
+length (a logistic fit, as in AlpacaEval 2); tokens with the end token. The first seed has more
+numbers of beams than the others: rows of different numbers of seeds are not to be compared.
 
 <!-- --8<-- [start:{name}] -->
 {_beams(task, name, _OWN)}

@@ -70,6 +70,7 @@ def pieces(settings: BeamSettings, tasks: Sequence[str], seeds: int) -> list[Pie
             first += [Piece(FILM, Policy(DPO, middle, seed), each) for each in (OTHER, SAMPLED)]
         first.append(Piece(FILM, Policy(DPO, middle), WIDE))
     if DEBIAN in tasks:
+        first += [Piece(DEBIAN, Policy(DPO, beta), BEAMS) for beta in reversed(others)]
         first += [Piece(DEBIAN, Policy(DPO, middle), each) for each in (OTHER, SAMPLED)]
     return first
 
