@@ -16,6 +16,7 @@ from tokenq.demo.material import answers, gather
 from tokenq.demo.settings import QUICK, DemoSettings, claim
 from tokenq.demo.words import REWARD, words_of
 from tokenq.errors import UserError
+from tokenq.judges import lexicon_valence
 
 
 def lines(path: Path) -> list[dict]:
@@ -211,16 +212,10 @@ def test_more_pairs_than_there_are_is_refused(film_snippets: SnippetTable, tmp_p
 
 
 @pytest.mark.slow
-def test_what_was_written_is_judged_as_it_lies_there(
-    summary: dict, out: Path, word_valence: dict[str, LexiconEntry]
-) -> None:
+def test_what_was_written_is_judged_as_it_lies_there(summary: dict, out: Path) -> None:
     rows = lines(out / "written.jsonl")
     assert len(rows) == QUICK.beginnings
     held_out = [text for row in lines(out / "held_out.jsonl") for text in answers(row)]
-
-    def valence(text: str) -> float:
-        known = [word_valence[word].mean for word in words_of(text) if word in word_valence]
-        return sum(known) / len(known) if known else 0.0
 
     baseline, *others = summary["search"]
     assert others == ["greedy", "beam of 5", "best of 5, implicit reward"]
@@ -231,7 +226,7 @@ def test_what_was_written_is_judged_as_it_lies_there(
             assert text.startswith(row["beginning"])
             assert any(whole.startswith(row["beginning"]) for whole in held_out)
         added = [text[len(row["beginning"]) :] for row, text in zip(rows, texts, strict=True)]
-        told[name] = [valence(text) for text in added]
+        told[name] = lexicon_valence(added, added)
         assert found["valence"] == pytest.approx(sum(told[name]) / len(rows), abs=1e-9)
     assert summary["search"][baseline]["wins"] is None
     for name in others:
