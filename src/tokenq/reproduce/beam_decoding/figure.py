@@ -25,7 +25,7 @@ TITLES = {
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """Bars are 95 % intervals over prompts; a point is a mean over seeds. Thin: the first seed alone,
+    """Bars are 95 % intervals over prompts; a point is a mean over seeds. Thin: the first seed,
     which was decoded with more numbers of beams."""
     if "unfinished" in results:
         return Figure(figsize=(4, 1))
