@@ -281,6 +281,8 @@ def _limits(results: Mapping[str, Any]) -> str:
 - One model of 135M parameters, trained for minutes; {there}, one line long. The paper's summaries
   are longer and judged by GPT-4, and length can hurt there in ways that it cannot here: texts are
   cut at the stated number of tokens.
+- One recipe, its learning rate taken from the other experiments: nothing was tuned for what is
+  decoded. Where *ended* is low, a length is that of cut texts.
 - The judges are models and counts, not people. What they like can be met without being good, by
   training and by search.
 - The reference is trained once; arms with one seed say nothing of how training varies.
