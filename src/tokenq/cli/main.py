@@ -64,7 +64,8 @@ def usage() -> str:
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
         "usage: tokenq COMMAND [options]\n\n"
-        "Your language model is a Q-function: train it on preferences, read its tokens, search it.\n\n"
+        "Your language model is a Q-function: train it on preferences, read its tokens, search "
+        "with it.\n\n"
         f"commands:\n{commands}\n\n"
         "options:\n"
         "  --help     this text; tokenq COMMAND --help lists a command's options\n"
