@@ -126,7 +126,9 @@ Summaries of software packages
 {task["prompts"]} descriptions of at most {own["prompt_tokens"]} tokens are summarised in at most
 {own["written"]} tokens. The reference is tuned on {own["sft"]} synopses of maintainers, DPO on
 {own["pairs"]} pairs: the maintainer's synopsis over a sample of the reference for the same package.
-(That the first is better is assumed; no person compared them.) The judge is a reward model,
+(That the first is better is assumed; no person compared them. A sample of more than
+{own["new_tokens"]} tokens is cut and closed there, so that DPO also learns from ends that the model
+would not have written.) The judge is a reward model,
 trained from the untrained model on {own["judge"]} pairs of other packages: the worse side is a
 sample of the reference, another package's synopsis, or the right one with one word of another's.
 On held-out packages it prefers the maintainer's with accuracy {kinds}. Beside it: the F1 of
