@@ -39,6 +39,8 @@ def comparisons(count: int = 40) -> list[Comparison]:
         (" **B**.\n", "second"),
         ('"Tie."', "tie"),
         ("<think>[[A]] has more, but is wrong.</think>\n[[B]]", "second"),
+        ("[[A]] has more, but is wrong.</think>\n[[B]]", "second"),
+        ("<think>If it is [[A]], I should say so. But then", None),
         ("[[A]] or [[B]]", None),
         ("Response A is better", None),
         ("Answer: A", None),

@@ -134,9 +134,10 @@ def read_choice(text: str) -> Choice | None:
     """The choice that an answer tells: `[[A]]`, `[[B]]`, `[[tie]]` (or `[[C]]`), else None.
 
     Of several marks all must be the same. Without any, the answer must be the bare letter or
-    `tie`. What stands between `<think>` and `</think>` is no answer.
+    `tie`. What stands between `<think>` and `</think>` is no answer, nor what stands before an end
+    without a beginning, or behind a beginning whose end was cut off.
     """
-    text = _THOUGHT.sub("", text)
+    text = _THOUGHT.sub("", text).rpartition("</think>")[2].partition("<think>")[0]
     marks = {_CHOICES[mark.lower()] for mark in _MARK.findall(text)}
     if marks:
         return marks.pop() if len(marks) == 1 else None
