@@ -146,8 +146,12 @@ def test_a_width_makes_it_beam_search_that_stops_early(seed: int, width: int) ->
 def test_a_search_that_runs_out_says_that_nothing_is_proved() -> None:
     case = random_case(3, vocabulary=5, horizon=6, eos=None, sharpness=0.1)
     options = {**FULL, "max_new_tokens": 6}
-    results = best_first(case.models, case.prompts, expansions=3, **options)
+    results = best_first(case.models, case.prompts, expansions=3, trace=True, **options)
     for prompt, (one,) in enumerate(results):
+        trace = results.traces[prompt]
+        assert trace is not None
+        (chosen,) = [node for node in trace.nodes if node.fate == "chosen"]
+        assert [node.token for node in trace.path(chosen.number)] == one.token_ids
         assert one.details["proved"] == 0
         assert len(one.token_ids) == 6
         law = dict(enumerate(case.tree.totals(case.tables["policy"])[prompt]))

@@ -127,6 +127,26 @@ def test_length_penalty_one_ranks_by_the_mean_of_a_token() -> None:
         assert means == pytest.approx(sorted(means, reverse=True), abs=1e-5)
 
 
+def test_the_trace_ranks_what_is_given_back_and_what_it_took_is_told(pair: Pair) -> None:
+    def judge(prompts: Sequence[Any], texts: Sequence[str]) -> list[float]:
+        return [float(sum(map(ord, text)) % 97) for text in texts]
+
+    options: dict[str, Any] = {"max_new_tokens": 5, "seed": 4, "trace": True}
+    found = best_of_n(pair, ["A warm film"], 6, judge=judge, num_return_sequences=3, **options)
+    (row,), (trace,) = found, found.traces
+    assert trace is not None
+    assert row[0].details["drawn"] > 0
+    ranked = {node.rank: node for node in trace.nodes if node.fate == "chosen"}
+    assert sorted(ranked) == [1, 2, 3]
+    for rank, one in enumerate(row, 1):
+        assert [node.token for node in trace.path(ranked[rank].number)] == one.token_ids
+    ended = [node for node in trace.nodes if node.fate == "finished"]
+    drawn = sample(pair, ["A warm film"], 6, **options)
+    assert len(ended) == len({tuple(one.token_ids) for one in drawn[0]}) - 3
+    assert all(node.rank == 0 for node in ended)
+    assert found.statistics["expansions"] == drawn.statistics["expansions"] > 1
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -136,6 +156,10 @@ def test_length_penalty_one_ranks_by_the_mean_of_a_token() -> None:
         ({"judge": len, "length_penalty": 1.0}, "length_penalty is 1.0 with a judge"),
         ({"judge": "likelihood", "num_return_sequences": 17}, "accepted: 1 to 16"),
         ({"judge": lambda prompts, texts: [1.0]}, "the judge gave 1 scores for"),
+        ({"judge": lambda prompts, texts: None}, "the judge gave None; accepted: a number for"),
+        ({"judge": lambda prompts, texts: ["good"] * len(texts)}, "accepted: a number for each of"),
+        ({"n": 2.5}, "n is 2.5; accepted: a whole number"),
+        ({"judge": "likelihood", "length_penalty": "a"}, "length_penalty is 'a'; accepted: a fin"),
         ({"judge": lambda prompts, texts: [math.nan] * len(texts)}, r"no number \(nan\) for"),
     ],
 )

@@ -40,6 +40,14 @@ def ids(text: str) -> list[int]:
         ({"repetition_penalty": float("inf")}, "repetition_penalty is inf; accepted: above 0"),
         ({"stop_strings": ["a", ""]}, "stop_strings holds an empty text; accepted: at least one"),
         ({"bad_words_ids": [[3], []]}, "bad_words_ids holds an empty sequence; accepted: at least"),
+        ({"bad_words_ids": [5]}, "bad_words_ids is [5]; accepted: a list of lists of tokens"),
+        ({"repetition_penalty": "a"}, "repetition_penalty is 'a'; accepted: above 0"),
+        ({"stop_strings": 5}, "stop_strings is 5; accepted: a text, or a list of texts"),
+        ({"stop_strings": [5]}, "stop_strings is [5]; accepted: a text, or a list of texts"),
+        ({"on_step": 5}, "on_step is 5; accepted: a function of a Progress"),
+        ({"guidance": "proxy"}, "guidance is 'proxy'; accepted: ProxyTuning"),
+        ({"logits_processor": [5]}, "logits_processor is [5]; accepted: a list of processors"),
+        ({"logits_processor": len}, "logits_processor is <built-in function len>; accepted: a l"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

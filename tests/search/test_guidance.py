@@ -431,6 +431,27 @@ def test_every_search_goes_by_the_guided_law(name: str, options: dict[str, objec
             torch.testing.assert_close(mine.logps, theirs.logps, atol=1e-6, rtol=0)
 
 
+def test_a_value_of_log_ratios_brings_the_reference_of_a_pair() -> None:
+    """Strength 1 and all tokens: `policy * policy / reference` of everything said so far."""
+    pair = small_pair()
+    (row,) = value_guided(pair, PROMPTS[:1], PrefixValue(1.0), 1.0, None, 4)
+    ours, theirs = row[0].model_logps["policy"], row[0].model_logps["reference"]
+    (tilted,) = proxy_tuning(pair, PROMPTS[:1], pair.policy, 1.0, 4)
+    assert row[0].token_ids == tilted[0].token_ids
+    torch.testing.assert_close(row[0].logps, tilted[0].logps, atol=1e-4, rtol=0)
+    assert not torch.equal(ours, theirs)
+
+
+def test_no_strength_is_the_base_where_the_pair_excludes_tokens() -> None:
+    tree = PrefixTree(3, 2)
+    table = np.log(np.full((tree.states, 3), 1 / 3))
+    with np.errstate(divide="ignore"):
+        narrow = np.log(np.tile([0.5, 0.5, 0.0], (tree.states, 1)))
+    models = tabular_models(tree, policy=table, reference=narrow, base=table)
+    (row,) = greedy(models, [[0]], 2, guidance=ProxyTuning(0.0))
+    torch.testing.assert_close(row[0].logps, torch.full((2,), -float(np.log(3))))
+
+
 def test_bad_input_is_one_line() -> None:
     pair = small_pair()
     with pytest.raises(UserError, match="strength is -1; accepted: 0 or more"):
@@ -449,6 +470,20 @@ def test_bad_input_is_one_line() -> None:
         reward_guided(pair.policy, [[5]], count_letters)
     with pytest.raises(UserError, match="value returned 1 numbers for 10 prefixes"):
         value_guided(pair, PROMPTS[:1], lambda prefixes: [0.0])
+    for told in (None, 1.0, ["a"] * 10):
+        with pytest.raises(UserError, match=r"value returned .*; accepted: a number for each"):
+            value_guided(pair, PROMPTS[:1], lambda prefixes, told=told: told)
+    for wrong in (np.nan, np.inf, -np.inf):
+        with pytest.raises(UserError, match=f"value returned {wrong}; accepted: finite numbers"):
+            value_guided(pair, PROMPTS[:1], lambda prefixes, wrong=wrong: [wrong] * len(prefixes))
+        with pytest.raises(UserError, match=f"reward returned {wrong}; accepted: finite numbers"):
+            reward_guided(pair, PROMPTS[:1], lambda asked, texts, wrong=wrong: [wrong] * len(texts))
+    with pytest.raises(UserError, match="value is 5; accepted: a function of prefixes"):
+        value_guided(pair, PROMPTS[:1], 5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="reward is 5; accepted: a function of prompts and resp"):
+        reward_guided(pair, PROMPTS[:1], 5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="strength is 'a'; accepted: 0 or more"):
+        proxy_tuning(pair, PROMPTS, strength="a")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="reward returned 1 numbers for 5 prefixes"):
         reward_guided(pair, PROMPTS[:1], lambda prompts, responses: [0.0], top_k=5)
 

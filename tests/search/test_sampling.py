@@ -208,6 +208,7 @@ def test_what_cannot_happen_is_never_drawn() -> None:
     ("options", "told"),
     [
         ({"num_return_sequences": 0}, "num_return_sequences is 0; accepted: 1 or more"),
+        ({"num_return_sequences": 1.5}, "num_return_sequences is 1.5; accepted: a whole number"),
         ({"seed": -1}, "seed is -1; accepted: 0 or more"),
         ({"temperature": 0.0}, "temperature is 0.0; accepted: above 0"),
     ],

@@ -41,10 +41,8 @@ def test_the_same_models_in_any_form_give_the_same(models: Any) -> None:
         Target.of({"policy": policy, "reference": reference}),
     ]
     for score in ("likelihood", "log_ratio"):
-        # Step models of ours do not know where texts end.
-        first, *others = (
-            tokens(beam_search(form, prompts, 3, 8, score, eos_token_id=END)) for form in forms
-        )
+        first, *others = (tokens(beam_search(form, prompts, 3, 8, score)) for form in forms)
+        assert any(END in response for row in first for response in row)
         assert all(other == first for other in others)
     bare = beam_search(policy, prompts, 3, 8)
     assert tokens(bare) == tokens(beam_search(forms[0], prompts, 3, 8))
@@ -160,9 +158,23 @@ def test_options_are_read_before_any_model_is_opened() -> None:
         beam_search(None, [[5]], 2, 0)
 
 
-def test_end_tokens_out_of_range_are_refused(models: Any) -> None:
-    with pytest.raises(UserError, match=f"eos_token_id holds {V}; accepted: 0 to {V - 1}"):
-        beam_search(models[0], [[5]], 2, 4, eos_token_id=[2, V])
+def test_tokens_out_of_range_are_refused(models: Any) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"eos_token_id": [2, V]}, f"eos_token_id holds {V}; accepted: 0 to {V - 1}"),
+        ({"eos_token_id": "2"}, "eos_token_id is '2'; accepted: a token or several"),
+        ({"eos_token_id": 2.0}, "eos_token_id is 2.0; accepted: a token or several"),
+        ({"bad_words_ids": [[2], [3, V]]}, f"bad_words_ids holds {V}; accepted: 0 to {V - 1}"),
+        ({"bad_words_ids": [[-3]]}, f"bad_words_ids holds -3; accepted: 0 to {V - 1}"),
+    ]
+    for options, message in refused:
+        with pytest.raises(UserError, match=message):
+            beam_search(models[0], [[5]], 2, 4, **options)
+
+
+def test_an_end_token_may_be_any_whole_number(models: Any) -> None:
+    plain = tokens(beam_search(models[0], [[5]], 2, 4, eos_token_id=END))
+    for given in (np.int64(END), torch.tensor(END), torch.tensor([END])):
+        assert tokens(beam_search(models[0], [[5]], 2, 4, eos_token_id=given)) == plain  # type: ignore[arg-type]
 
 
 def test_further_models_are_read_in_step(models: Any) -> None:

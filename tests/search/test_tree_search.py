@@ -207,13 +207,16 @@ def test_whatever_is_found_is_a_response_with_its_score(
         known = {case.tree.response(r): total for r, total in enumerate(totals[prompt])}
         assert one.score == pytest.approx(known[tuple(one.token_ids)])
         assert one.details["simulations"] >= simulations
-    for trace in results.traces:
+    for (one,), trace in zip(results, results.traces, strict=True):
         assert trace is not None
+        (chosen,) = [node for node in trace.nodes if node.rank == 1]
+        assert [node.token for node in trace.path(chosen.number)] == one.token_ids
         # A token that was chosen is not visited again: the search goes on behind it.
         for node in trace.nodes if emit == "response" else []:
             theirs = [each.visits for each in trace.nodes if each.parent == node.number]
             # The visit that read it, and those of its continuations.
-            assert node.visits >= 1 + sum(theirs) or node.fate == "finished"
+            # Rollouts and greedy ends are not visited.
+            assert node.visits >= 1 + sum(theirs) or node.fate == "finished" or not node.visits
 
 
 def test_progress_tells_of_every_token() -> None:

@@ -64,6 +64,9 @@ def test_a_nucleus_is_never_empty() -> None:
     ("given", "told"),
     [
         ({"temperature": 0}, "temperature is 0; accepted: above 0"),
+        ({"temperature": float("inf")}, "temperature is inf; accepted: above 0"),
+        ({"temperature": None}, "temperature is None; accepted: above 0"),
+        ({"top_k": 1.5}, "top_k is 1.5; accepted: a whole number"),
         ({"top_k": -1}, "top_k is -1; accepted: 0 or more"),
         ({"top_p": 0}, "top_p is 0; accepted: above 0, up to 1"),
         ({"top_p": 1.2}, "top_p is 1.2; accepted: above 0, up to 1"),

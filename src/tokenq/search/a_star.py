@@ -8,6 +8,7 @@ width it is the best-first beam search of Meister et al. (arXiv 2007.03909).
 
 import heapq
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Unpack
 
@@ -65,7 +66,7 @@ class BestFirstOptions:
 
 def best_first(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     expansions: int = 256,
     max_new_tokens: int = 64,
     score: Score | str | float | None = "likelihood",

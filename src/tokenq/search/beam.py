@@ -4,7 +4,6 @@ By eqs. 12-13 of "From r to Q*" (arXiv 2404.12358), searching for the most likel
 optimal policy is searching for the greatest reward plus optimal value.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Unpack
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from tokenq.errors import UserError
 from tokenq.models.branching.branches import Frontier, Moves
-from tokenq.search.decoding import Decoding, DecodingOptions, Finish, whole
+from tokenq.search.decoding import Decoding, DecodingOptions, Finish, is_number, whole
 from tokenq.search.results import SearchResults
 from tokenq.search.running import Batch, Found, run
 from tokenq.search.scores import Score
@@ -42,14 +41,14 @@ class BeamOptions:
                 f"num_return_sequences is {wanted}; accepted: 1 to {self.num_beams}, the number of "
                 "beams"
             )
-        if not math.isfinite(self.length_penalty):
-            raise UserError(f"length_penalty is {self.length_penalty}; accepted: a finite number")
+        if not is_number(self.length_penalty):
+            raise UserError(f"length_penalty is {self.length_penalty!r}; accepted: a finite number")
         if self.early_stopping != "never" and not isinstance(self.early_stopping, bool):
             raise UserError(
                 f"early_stopping is {self.early_stopping!r}; accepted: True, False, 'never'"
             )
-        if not 0 <= self.plausibility <= 1:
-            raise UserError(f"plausibility is {self.plausibility}; accepted: 0 to 1")
+        if not (is_number(self.plausibility) and 0 <= self.plausibility <= 1):
+            raise UserError(f"plausibility is {self.plausibility!r}; accepted: 0 to 1")
 
     def normalised(self, score: float, length: int) -> float:
         """The score of a response of `length` tokens that ranks it: sum / length ** penalty."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Unpack
 
 from tokenq.errors import UserError
-from tokenq.search.decoding import Decoding, DecodingOptions, at_least
+from tokenq.search.decoding import Decoding, DecodingOptions, is_number, whole
 from tokenq.search.results import SearchResult, SearchResults
 from tokenq.search.running import run
 from tokenq.search.sampling import SampleOptions, samples
@@ -43,10 +43,10 @@ class BestOfNOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least("n", self.n, 1)
-        at_least("seed", self.seed, 0)
+        whole("n", self.n, 1)
+        whole("seed", self.seed, 0)
         wanted = self.num_return_sequences
-        if wanted is not None and not 1 <= wanted <= self.n:
+        if wanted is not None and wanted not in range(1, self.n + 1):
             raise UserError(
                 f"num_return_sequences is {wanted}; accepted: 1 to {self.n}, the number of samples"
             )
@@ -57,6 +57,8 @@ class BestOfNOptions:
                 f"judge is {self.judge!r}; accepted: {', '.join(NAMES)}, or a function of prompts "
                 "and responses"
             )
+        if not is_number(self.length_penalty):
+            raise UserError(f"length_penalty is {self.length_penalty!r}; accepted: a finite number")
         if self.length_penalty and self.judge not in NAMES:
             raise UserError(
                 f"length_penalty is {self.length_penalty} with a judge that gives its own scores; "
@@ -118,13 +120,14 @@ def best_of_n(
     drawing = SampleOptions(n, options.warping, seed)
     drawn = run(target, prompts, settings, lambda batch: samples(batch, drawing))
     scores = _judged(list(prompts), drawn, options)
-    return SearchResults(
-        [
-            _ranked(row, theirs, num_return_sequences or n)
-            for row, theirs in zip(drawn, scores, strict=True)
-        ],
-        drawn.traces,
-    )
+    ranked = [
+        _ranked(row, theirs, num_return_sequences or n)
+        for row, theirs in zip(drawn, scores, strict=True)
+    ]
+    for trace, row in zip(drawn.traces, ranked, strict=True):
+        if trace is not None:
+            trace.rank([one.token_ids for one in row])
+    return SearchResults(ranked, drawn.traces, drawn.statistics)
 
 
 def kl_bound(n: int) -> float:
@@ -156,7 +159,14 @@ def _judged(
         for one, key in zip(row, theirs, strict=True):
             distinct.setdefault(key, (prompt, one))
     given = list(distinct.values())
-    scores = [float(score) for score in _scores(given, options)] if given else []
+    answered = _scores(given, options) if given else []
+    try:
+        scores = [float(score) for score in answered]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"the judge gave {answered!r:.60}; accepted: a number for each of {len(given)} "
+            "responses"
+        ) from None
     if len(scores) != len(given):
         raise UserError(
             f"the judge gave {len(scores)} scores for {len(given)} responses; accepted: one each"

@@ -83,7 +83,7 @@ class _From:
 
 def chunk_beam_search(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     num_beams: int = 4,
     max_new_tokens: int = 64,
     score: Score | str | float | None = "log_ratio",
@@ -138,6 +138,7 @@ def chunk_beam_search(
     target = Target.of(pair_or_model, with_reference=options.needs_reference)
     if base is not None:
         target = with_base(target, base)
+    target = target.reading([POLICY] if options.score is not None else [])
     if BASE not in target.models:
         return run(target, prompts, settings, lambda batch: _search(batch, options))
     if settings.guidance is not None:

@@ -103,14 +103,24 @@ class Decoding:
                 f"min_new_tokens is {self.min_new_tokens}, max_new_tokens {self.max_new_tokens}; "
                 "accepted: at most as many"
             )
-        if not 0 < self.repetition_penalty < math.inf:
+        if not (is_number(self.repetition_penalty) and self.repetition_penalty > 0):
             raise UserError(
-                f"repetition_penalty is {self.repetition_penalty}; accepted: above 0 (1: none)"
+                f"repetition_penalty is {self.repetition_penalty!r}; accepted: above 0 (1: none)"
             )
-        if any(not each for each in self.bad_words_ids):
-            raise UserError("bad_words_ids holds an empty sequence; accepted: at least one token")
-        if any(not each for each in self.stops):
-            raise UserError("stop_strings holds an empty text; accepted: at least one character")
+        _check_bad_words(self.bad_words_ids)
+        _check_stops(self.stop_strings)
+        if self.on_step is not None and not callable(self.on_step):
+            raise UserError(f"on_step is {self.on_step!r:.60}; accepted: a function of a Progress")
+        if self.guidance is not None and not hasattr(self.guidance, "models"):
+            raise UserError(
+                f"guidance is {self.guidance!r:.60}; accepted: ProxyTuning, AlignmentAware, "
+                "ValueGuided, RewardGuided, or an object like them"
+            )
+        given = self.logits_processor
+        if given is not None and not (isinstance(given, Sequence) and all(map(callable, given))):
+            raise UserError(
+                f"logits_processor is {given!r:.60}; accepted: a list of processors of transformers"
+            )
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -177,7 +187,7 @@ class Rules:
             young = (branches.tree.depth(nodes) < decoding.min_new_tokens).to(logps.device)
             ends = torch.tensor(self.eos, device=logps.device)
             logps[:, ends] = logps[:, ends].masked_fill(young[:, None], -torch.inf)
-        _process(branches, nodes, logps, LogitsProcessorList(decoding.logits_processor))
+        _process(branches, nodes, logps, LogitsProcessorList(decoding.logits_processor or ()))
         return logps
 
     @property
@@ -245,6 +255,29 @@ class RuledGuidance(Protocol):
     def __call__(self, branches: Branches, nodes: Tensor, logps: Mapping[str, Tensor]) -> Tensor:
         """See :class:`~tokenq.models.branching.branches.Guidance`."""
         ...
+
+
+def _check_bad_words(given: Any) -> None:
+    known = isinstance(given, Sequence) and all(isinstance(each, Sequence) for each in given)
+    if not known or not all(isinstance(token, Integral) for each in given for token in each):
+        raise UserError(
+            f"bad_words_ids is {given!r:.60}; accepted: a list of lists of tokens, such as [[5, 6]]"
+        )
+    if any(not each for each in given):
+        raise UserError("bad_words_ids holds an empty sequence; accepted: at least one token")
+
+
+def _check_stops(given: Any) -> None:
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or not all(isinstance(each, str) for each in texts):
+        raise UserError(f"stop_strings is {given!r:.60}; accepted: a text, or a list of texts")
+    if any(not each for each in texts):
+        raise UserError("stop_strings holds an empty text; accepted: at least one character")
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option is a finite number."""
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def at_least(name: str, value: float, least: float) -> None:

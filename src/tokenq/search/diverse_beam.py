@@ -10,7 +10,7 @@ from typing import Unpack
 
 from tokenq.errors import UserError
 from tokenq.search.beam import BeamOptions, EarlyStopping, check_width, search_groups
-from tokenq.search.decoding import Decoding, DecodingOptions, at_least
+from tokenq.search.decoding import Decoding, DecodingOptions, at_least, whole
 from tokenq.search.results import SearchResults
 from tokenq.search.running import Batch, Found, run
 from tokenq.search.scores import Score
@@ -32,7 +32,7 @@ class DiverseBeamOptions:
 
     def __post_init__(self) -> None:
         wanted = self.num_return_sequences
-        if wanted is not None and not 1 <= wanted <= self.num_beams:
+        if wanted is not None and wanted not in range(1, self.num_beams + 1):
             raise UserError(
                 f"num_return_sequences is {wanted}; accepted: 1 to {self.num_beams}, the number of "
                 "beams"
@@ -97,8 +97,8 @@ def _options(
     group: BeamOptions,
     num_return_sequences: int | None,
 ) -> DiverseBeamOptions:
-    at_least("num_beams", num_beams, 1)
-    if num_beam_groups < 1 or num_beams % num_beam_groups:
+    whole("num_beams", num_beams, 1)
+    if num_beam_groups not in range(1, num_beams + 1) or num_beams % num_beam_groups:
         raise UserError(
             f"num_beam_groups is {num_beam_groups}; accepted: a divisor of num_beams, {num_beams}"
         )

@@ -5,7 +5,6 @@ to Q*" (arXiv 2404.12358), of which eq. 14 is the case that a preference-tuned p
 Any search takes one: `beam_search(..., guidance=ProxyTuning(0.5))`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -16,9 +15,9 @@ from torch import Tensor
 from tokenq.errors import UserError
 from tokenq.models.branching.branches import POLICY, REFERENCE, Branches
 from tokenq.search.beam import plausible
-from tokenq.search.decoding import Asked, Rules
+from tokenq.search.decoding import Asked, Rules, is_number, whole
 from tokenq.search.prefixes import Prefix, PrefixFunction, asked_once
-from tokenq.search.values import ScoredPrefix
+from tokenq.search.values import PrefixValue, ScoredPrefix
 
 BASE = "base"
 """Name of the model that a pair guides, if that is neither of the pair's own."""
@@ -55,6 +54,8 @@ class ProxyTuning:
     def __call__(self, branches: Branches, nodes: Tensor, logps: Mapping[str, Tensor]) -> Tensor:
         """See :class:`~tokenq.models.branching.branches.Guidance`."""
         base = logps[self.base]
+        if not self.strength:
+            return torch.log_softmax(base, -1)
         tilted = base + self.strength * _log_ratio(logps).to(base)
         return torch.log_softmax(tilted.masked_fill(base == -torch.inf, -torch.inf), -1)
 
@@ -73,8 +74,8 @@ class AlignmentAware:
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"alpha is {self.alpha}; accepted: 0 to 1")
+        if not (is_number(self.alpha) and 0 <= self.alpha <= 1):
+            raise UserError(f"alpha is {self.alpha!r}; accepted: 0 to 1")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -117,6 +118,8 @@ class ValueGuided:
     @property
     def models(self) -> tuple[str, ...]:
         """See :class:`~tokenq.models.branching.branches.Guidance`."""
+        if isinstance(self.value, PrefixValue):
+            return tuple(dict.fromkeys((POLICY, REFERENCE, self.base)))
         return (self.base,)
 
     def under(self, rules: Rules, asked: Asked) -> Self:
@@ -152,6 +155,10 @@ class RewardGuided:
     asked: Asked = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if not callable(self.reward):
+            raise UserError(
+                f"reward is {self.reward!r:.60}; accepted: a function of prompts and responses"
+            )
         _check_strength("weight", self.weight)
         _check_top_k(self.top_k)
 
@@ -256,10 +263,10 @@ def _log_ratio(logps: Mapping[str, Tensor]) -> Tensor:
 
 
 def _check_strength(name: str, strength: float) -> None:
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(f"{name} is {strength}; accepted: 0 or more")
+    if not (is_number(strength) and strength >= 0):
+        raise UserError(f"{name} is {strength!r}; accepted: 0 or more")
 
 
 def _check_top_k(top_k: int | None) -> None:
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k is {top_k}; accepted: 1 or more")
+    if top_k is not None:
+        whole("top_k", top_k, 1)

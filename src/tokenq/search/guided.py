@@ -1,6 +1,6 @@
 """Searches under a guidance, by their usual names; each is a search of `guidance=` and no more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ SEARCHES: dict[str, Callable[..., SearchResults]] = {
 
 def proxy_tuning(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     base: Any = None,
     strength: float = 1.0,
     max_new_tokens: int = 64,
@@ -70,7 +70,7 @@ def proxy_tuning(
 
 def alignment_aware(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     alpha: float = 0.1,
     max_new_tokens: int = 64,
     *,
@@ -91,7 +91,7 @@ def alignment_aware(
 
 def reward_guided(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     reward: TextReward,
     weight: float = 1.0,
     top_k: int = 10,
@@ -117,7 +117,7 @@ def reward_guided(
 
 def value_guided(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     value: PrefixFunction,
     strength: float = 1.0,
     top_k: int | None = 10,
@@ -191,7 +191,7 @@ def _search_of(name: str) -> Callable[..., SearchResults]:
 
 def _searched(
     given: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     guidance: Guidance,
     search: str,
     max_new_tokens: int,

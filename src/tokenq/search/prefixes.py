@@ -1,5 +1,6 @@
 """The beginnings of responses, as a user's value or reward function is shown them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,16 +31,28 @@ def asked_once(
 ) -> list[float]:
     """Ask about each distinct prefix once; return a number for every given one.
 
-    Raises UserError where the function, `name` in messages, returns another number of values.
+    Raises UserError where the function, `name` in messages, does not return one finite number each.
     """
     distinct = list(dict.fromkeys(prefixes))
     if not distinct:
         return []
-    told = [float(value) for value in function(distinct)]
+    if not callable(function):
+        raise UserError(f"{name} is {function!r:.60}; accepted: a function of prefixes")
+    given = function(distinct)
+    try:
+        told = [float(value) for value in given]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{name} returned {given!r:.60}; accepted: a number for each of {len(distinct)} "
+            "prefixes"
+        ) from None
     if len(told) != len(distinct):
         raise UserError(
             f"{name} returned {len(told)} numbers for {len(distinct)} prefixes; accepted: one each"
         )
+    wrong = next((value for value in told if not math.isfinite(value)), None)
+    if wrong is not None:
+        raise UserError(f"{name} returned {wrong}; accepted: finite numbers")
     known = dict(zip(distinct, told, strict=True))
     return [known[prefix] for prefix in prefixes]
 

@@ -173,10 +173,27 @@ def _result(
     )
 
 
+def _traced(trace: Trace, one: Found) -> int:
+    """Put a response into the trace, behind what it shares with the tree; return its last node."""
+    numbers = {(node.parent, node.token): node.number for node in trace.nodes}
+    theirs = one.path.logps.get(REFERENCE)
+    number = -1
+    for step, token in enumerate(one.path.token_ids):
+        known = numbers.get((number, token))
+        ref_logp = None if theirs is None else float(theirs[step])
+        number = (
+            trace.add(number, token, one.score, float(one.path.searched[step]), ref_logp)
+            if known is None
+            else known
+        )
+    return number
+
+
 def _finished(trace: Trace, found: Sequence[Found], rules: Rules) -> Trace:
     for rank, one in enumerate(found, start=1):
-        if one.trace_node >= 0:
-            trace.choose(one.trace_node, rank)
+        # Rollouts, and what was finished greedily, are not in the tree.
+        known = one.trace_node >= 0
+        trace.choose(one.trace_node if known else _traced(trace, one), rank)
     if rules.tokenizer is not None:
         for node in trace.nodes:
             node.text = str(rules.tokenizer.decode([node.token]))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenq.errors import UserError
-from tokenq.search.decoding import Decoding, DecodingOptions, at_least
+from tokenq.search.decoding import Decoding, DecodingOptions, whole
 from tokenq.search.results import SearchResults
 from tokenq.search.running import Batch, Found, run
 from tokenq.search.target import Given, Prompt, Target
@@ -33,8 +33,8 @@ class SampleOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least("num_return_sequences", self.num_return_sequences, 1)
-        at_least("seed", self.seed, 0)
+        whole("num_return_sequences", self.num_return_sequences, 1)
+        whole("seed", self.seed, 0)
 
 
 def greedy(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenq.models.branching.branches import Frontier, Moves
-from tokenq.search.decoding import Decoding, DecodingOptions, at_least
+from tokenq.search.decoding import Decoding, DecodingOptions, whole
 from tokenq.search.results import SearchResult, SearchResults
 from tokenq.search.running import Batch, Found, run
 from tokenq.search.sampling import check_possible
@@ -36,8 +36,8 @@ class StochasticBeamOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least("num_beams", self.num_beams, 1)
-        at_least("seed", self.seed, 0)
+        whole("num_beams", self.num_beams, 1)
+        whole("seed", self.seed, 0)
 
 
 def stochastic_beam_search(

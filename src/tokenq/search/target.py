@@ -14,7 +14,7 @@ from tokenq.errors import UserError
 from tokenq.models.branching.branches import POLICY, REFERENCE, Branches, Guidance
 from tokenq.models.branching.cached import step_model
 from tokenq.models.branching.shortened import same_length
-from tokenq.models.branching.step_model import StepModel
+from tokenq.models.branching.step_model import StepModel, end_tokens
 from tokenq.models.forward import causal_lm
 from tokenq.models.logps import token_logps
 from tokenq.models.packing import Ids
@@ -133,15 +133,25 @@ class Target:
 
     def rules(self, decoding: Decoding) -> Rules:
         """Where responses of this target end under `decoding`."""
-        given = decoding.eos_token_id
+        for words in decoding.bad_words_ids:
+            self._check_tokens("bad_words_ids", words)
+        given: Any = decoding.eos_token_id
         if given is None:
             known = tuple(token for token in self.eos if 0 <= token < self.vocabulary)
             return Rules(decoding, known, self.tokenizer)
-        eos = (given,) if isinstance(given, int) else tuple(given)
-        wrong = next((token for token in eos if not 0 <= token < self.vocabulary), None)
-        if wrong is not None:
-            raise UserError(f"eos_token_id holds {wrong}; accepted: 0 to {self.vocabulary - 1}")
+        try:
+            eos = (index(given),) if hasattr(given, "__index__") else tuple(map(index, given))
+        except TypeError:
+            raise UserError(
+                f"eos_token_id is {given!r:.60}; accepted: a token or several"
+            ) from None
+        self._check_tokens("eos_token_id", eos)
         return Rules(decoding, eos, self.tokenizer)
+
+    def _check_tokens(self, name: str, tokens: Ids) -> None:
+        wrong = next((token for token in tokens if not 0 <= token < self.vocabulary), None)
+        if wrong is not None:
+            raise UserError(f"{name} holds {wrong}; accepted: 0 to {self.vocabulary - 1}")
 
     def encode(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
         """Token ids of the prompts. Raises UserError for one that is empty or too long."""
@@ -223,12 +233,10 @@ def _eos(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> tuple[
     """The end tokens of the model's generation settings, its configuration, or the tokenizer."""
     if not isinstance(model, nn.Module | AdapterOff):
         return tuple(getattr(model, "eos_token_ids", ()))
-    inner = _inner(model)
-    for holder in (inner.generation_config, inner.config.get_text_config(), tokenizer):
-        given = getattr(holder, "eos_token_id", None)
-        if given is not None:
-            return (given,) if isinstance(given, int) else tuple(given)
-    return ()
+    known = end_tokens(_inner(model))
+    if known or tokenizer is None or tokenizer.eos_token_id is None:
+        return known
+    return (int(tokenizer.eos_token_id),)
 
 
 def _context(model: nn.Module | AdapterOff) -> int | None:

@@ -1,5 +1,6 @@
 """The tree that a search went through, as plain data that a report can draw."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +68,13 @@ class Trace:
         """Mark a response as given back, as the first (1), the second, ..."""
         self.nodes[number].fate = "chosen"
         self.nodes[number].rank = self.nodes[number].rank or rank
+
+    def rank(self, responses: Sequence[Sequence[int]]) -> None:
+        """Mark these responses, best first, as all that is given back of the whole ones."""
+        places = {tuple(tokens): place for place, tokens in reversed([*enumerate(responses, 1)])}
+        for node in [each for each in self.nodes if each.fate == "chosen"]:
+            place = places.get(tuple(step.token for step in self.path(node.number)), 0)
+            node.fate, node.rank = "chosen" if place else "finished", place
 
     def draw(self, path: str | Path, *, title: str = "", max_leaves: int = 40) -> None:
         """Draw the tree as a picture (.png, .svg or .pdf); see :func:`draw_tree` of the report.

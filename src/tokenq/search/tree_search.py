@@ -100,7 +100,7 @@ class MctsOptions:
 
 def mcts(
     pair_or_model: Given,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     simulations: int = 64,
     max_new_tokens: int = 64,
     score: Score | str | float | None = "log_ratio",

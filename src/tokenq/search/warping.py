@@ -13,7 +13,7 @@ from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWa
 from transformers import TopPLogitsWarper as FullTopP
 
 from tokenq.errors import UserError
-from tokenq.search.decoding import at_least
+from tokenq.search.decoding import is_number, whole
 
 _SORTED = 1024
 """Likeliest tokens in which the nucleus is looked for before the whole vocabulary is sorted."""
@@ -37,15 +37,16 @@ class Warping:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not (is_number(self.temperature) and self.temperature > 0):
             raise UserError(
-                f"temperature is {self.temperature}; accepted: above 0 (greedy takes the likeliest)"
+                f"temperature is {self.temperature!r}; accepted: above 0 (greedy takes the "
+                "likeliest)"
             )
-        at_least("top_k", self.top_k, 0)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; accepted: above 0, up to 1 (1: all tokens)")
-        if not 0 <= self.min_p <= 1:
-            raise UserError(f"min_p is {self.min_p}; accepted: 0 to 1 (0: all tokens)")
+        whole("top_k", self.top_k, 0)
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise UserError(f"top_p is {self.top_p!r}; accepted: above 0, up to 1 (1: all tokens)")
+        if not (is_number(self.min_p) and 0 <= self.min_p <= 1):
+            raise UserError(f"min_p is {self.min_p!r}; accepted: 0 to 1 (0: all tokens)")
 
     def __call__(self, logps: Tensor) -> Tensor:
         """Return the warped log-probabilities [R, V], given and returned up to a number a row.

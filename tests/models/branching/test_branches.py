@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 from families import VOCABULARY, DoubleThroughout, tiny_model
@@ -10,8 +11,10 @@ from small_pairs import random_model
 from torch import Tensor
 
 from tokenq.errors import UserError
+from tokenq.mdp.tree import PrefixTree
 from tokenq.models.branching.branches import POLICY, REFERENCE, Branches
 from tokenq.models.branching.cached import step_model
+from tokenq.search.tabular import tabular_models
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11], [5, 6, 7]]
 
@@ -146,3 +149,21 @@ def test_a_family_that_reads_anew_walks_the_same_tree() -> None:
             found.append((frontier.searched, branches.extend(moves).searched))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_a_token_that_the_reference_excludes_makes_the_divergence_infinite() -> None:
+    tree = PrefixTree(3, 2)
+    laws = {POLICY: [0.5, 0.5, 0.0], REFERENCE: [1.0, 0.0, 0.0]}
+    with np.errstate(divide="ignore"):
+        tables = {name: np.log(np.tile(law, (tree.states, 1))) for name, law in laws.items()}
+    for policy, reference, expected in (
+        (POLICY, REFERENCE, np.inf),
+        (REFERENCE, POLICY, np.log(2)),
+    ):
+        models = tabular_models(tree, policy=tables[policy], reference=tables[reference])
+        with Branches(models, [[0]]) as branches:
+            frontier = branches.open()
+            nodes = branches.place(frontier.moves(torch.tensor([0]), torch.tensor([0])))
+            kl = branches.path(int(nodes[0])).kl
+        assert kl is not None
+        assert kl.tolist() == pytest.approx([expected])

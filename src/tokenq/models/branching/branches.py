@@ -217,7 +217,7 @@ class Branches:
     def _store_kl(self, nodes: Tensor, logps: Mapping[str, Tensor]) -> None:
         assert self._kl is not None
         ours, theirs = logps[POLICY], logps[REFERENCE]
-        kl = (ours.exp() * (ours - theirs)).nan_to_num(0.0).sum(-1)
+        kl = (ours.exp() * (ours - theirs)).masked_fill(ours == -torch.inf, 0.0).sum(-1)
         size = self.tree.slots + len(self.tree.prompts)
         self._kl = _stored(self._kl, nodes, kl, size)
 

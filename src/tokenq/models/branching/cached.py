@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from tokenq.models.branching.kv_tree import BranchReading, LayerKV, PromptReading
 from tokenq.models.branching.narrow import narrow_products
 from tokenq.models.branching.rereading import RereadingModel
-from tokenq.models.branching.step_model import StepModel
+from tokenq.models.branching.step_model import StepModel, end_tokens
 from tokenq.models.branching.tree import TokenTree
 from tokenq.models.forward import (
     causal_lm,
@@ -65,7 +65,9 @@ class CachedModel:
         self._row_of = torch.empty(0, dtype=torch.long)
         self._lengths = torch.empty(0, dtype=torch.long)
         with scoring(model) as active:
-            self.vocabulary = vocabulary_size(causal_lm(active))
+            inner = causal_lm(active)
+            self.vocabulary = vocabulary_size(inner)
+            self.eos_token_ids = end_tokens(inner)
 
     def open(self, tree: TokenTree) -> Tensor:
         """See :class:`StepModel`."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tokenq.models.branching.step_model import end_tokens
 from tokenq.models.branching.tree import TokenTree
 from tokenq.models.forward import causal_lm, row_states
 from tokenq.models.head import vocabulary_logps, vocabulary_size
@@ -23,6 +24,7 @@ class RereadingModel:
         with scoring(model) as active:
             inner = causal_lm(active)
             self.vocabulary = vocabulary_size(inner)
+            self.eos_token_ids = end_tokens(inner)
 
     def open(self, tree: TokenTree) -> Tensor:
         """See :class:`StepModel`."""

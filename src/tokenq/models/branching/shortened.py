@@ -29,6 +29,8 @@ class ShortenedModel:
             raise ValueError(f"vocabulary is {vocabulary}; accepted: 1 to {model.vocabulary}")
         self.model = model
         self.vocabulary = vocabulary
+        ends: tuple[int, ...] = getattr(model, "eos_token_ids", ())
+        self.eos_token_ids = tuple(token for token in ends if token < vocabulary)
 
     def open(self, tree: TokenTree) -> Tensor:
         """See :class:`StepModel`."""
