@@ -1,6 +1,7 @@
 """`tokenq search` from the command line to its files."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,28 @@ def test_a_prompt_through_the_chat_template(models: list[str], data: Path, tmp_p
     ids = encode_prompt(pair.tokenizer, record["prompt"])
     [[direct]] = beam_search(pair, [ids], 1, 6)
     assert record["responses"][0]["token_ids"] == direct.token_ids
+
+
+def test_another_judge_under_the_same_name_is_another_search(
+    models: list[str],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    judge = "def score(prompts, responses):\n    return [float(len(each)) for each in responses]\n"
+    (tmp_path / "own_judge.py").write_text(judge)
+    command = ["search", *models, "--prompts", str(data), "--out", "out", *SHORT]
+    command += ["--method", "best_of_n", "--n", "2", "--judge", "python:own_judge:score"]
+    assert main(command) == 0
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["judge"] == "python:own_judge:score"
+    assert len(settings["judge_identity"]["source"]) == 64
+    assert main(command) == 0
+
+    (tmp_path / "own_judge.py").write_text(judge.replace("float(len", "-float(len"))
+    monkeypatch.delitem(sys.modules, "own_judge")
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "judge_identity" in error_of(capsys)

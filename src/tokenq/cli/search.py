@@ -319,13 +319,16 @@ def _search(
     if arguments.out is not None:
         check_writable(arguments.out, "--out")
     console = Console(highlight=False)
-    opened = _opened(way, options, arguments, console)
+    found = _opened(way, options, arguments, console)
+    opened = {name: each for name, (each, _) in found.items()}
+    # Of what is only named here, other weights under the same name are another search.
+    known = {f"{name}_identity": identity for name, (_, identity) in found.items()}
     pair = load_models(arguments, console)
     plan = SearchPlan(
         method=way,
         options={name: value for name, value in options.items() if name not in opened},
         opened=opened,
-        named={name: options[name] for name in opened},
+        named={**{name: options[name] for name in opened}, **known},
         beta=arguments.beta,
         trace=arguments.trace,
     )
@@ -339,8 +342,11 @@ def _search(
 
 def _opened(
     way: "Method", options: dict[str, Any], arguments: argparse.Namespace, console: Console
-) -> dict[str, Any]:
-    """The arguments that are objects, opened by name. Raises UserError for names that are none."""
+) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The arguments that are objects, opened by name, and what tells them from others of that name.
+
+    Raises UserError for names that are none.
+    """
     ready = {
         name: _ready(way.opened[name], value, arguments)
         for name, value in options.items()
@@ -350,12 +356,12 @@ def _opened(
         return {name: load() for name, load in ready.items()}
 
 
-def _ready(kind: "Kind", text: str, arguments: argparse.Namespace) -> "Callable[[], Any]":
+def _ready(
+    kind: "Kind", text: str, arguments: argparse.Namespace
+) -> "Callable[[], tuple[Any, dict[str, Any]]]":
     """Check what a text names, as far as that needs no weights; what is returned loads it."""
     if kind == "model":
-        from tokenq.models.pair import load_pair
-
-        return lambda: load_pair(text, device=arguments.device, dtype=arguments.dtype)
+        return lambda: _model(text, arguments)
     from tokenq.judges.specs import Resources, parse_judge
 
     resources = Resources(device=arguments.device, dtype=arguments.dtype)
@@ -373,16 +379,24 @@ def _ready(kind: "Kind", text: str, arguments: argparse.Namespace) -> "Callable[
             "accepted: one that reads prompt and response"
         )
 
-    def load() -> Any:
-        opened = judge.open(resources).judge
-        if not callable(opened):
+    def load() -> tuple[Any, dict[str, Any]]:
+        opened = judge.open(resources)
+        if not callable(opened.judge):
             raise UserError(
                 f"judge '{text}' compares two responses; accepted: one that scores each, such as "
                 "reward:MODEL, implicit:POLICY, lexicon or python:MODULE:FUNCTION"
             )
-        return opened
+        return opened.judge, opened.identity
 
     return load
+
+
+def _model(name: str, arguments: argparse.Namespace) -> tuple["Pair", dict[str, Any]]:
+    from tokenq.models.fingerprint import weight_hash
+    from tokenq.models.pair import load_pair
+
+    pair = load_pair(name, device=arguments.device, dtype=arguments.dtype)
+    return pair, {"weights": weight_hash(pair.policy)}
 
 
 def _one(
