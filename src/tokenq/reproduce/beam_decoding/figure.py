@@ -1,6 +1,6 @@
 """The figure of `tokenq reproduce beam`: a row for each task, everything against the beams."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def draw(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def _beams(methods: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _beams(methods: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     found = [each for each in methods.values() if each["name"] == BEAM]
     return sorted(found, key=lambda each: int(each["width"]))
 
@@ -71,8 +71,8 @@ def _line(
     axes: "Axes",
     number: int,
     arm: str,
-    methods: list[Mapping[str, Any]],
-    found: list[Mapping[str, Any]],
+    methods: Sequence[Mapping[str, Any]],
+    found: Sequence[Mapping[str, Any]],
     arms: Mapping[str, Any],
 ) -> None:
     ours = [each for each in arms if each not in _COLORS]
