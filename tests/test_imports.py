@@ -114,12 +114,12 @@ READS = {
     "models": {"data"},
     "objectives": set(),
     "mdp": set(),
-    "training": {"data", "models", "objectives"},
+    "training": {"data", "models", "monitor", "objectives"},
     "credit": {"data", "models"},
     "judges": {"data", "models"},
-    "monitor": {"data", "models"},
+    "monitor": {"data", "models", "search"},
     "search": {"data", "mdp", "models"},
-    "report": {"credit"},
+    "report": {"credit", "monitor"},
     "reproduce": {
         "credit",
         "data",
@@ -127,6 +127,7 @@ READS = {
         "judges",
         "mdp",
         "models",
+        "monitor",
         "objectives",
         "report",
         "search",
@@ -134,7 +135,7 @@ READS = {
     },
 }
 """Rooms, and the rooms that each may import; nothing points back."""
-WHEN_CALLED = {"credit": {"report"}, "search": {"credit", "report"}}
+WHEN_CALLED = {"credit": {"report"}, "monitor": {"report"}, "search": {"credit", "report"}}
 """What `Credit.save_html`, `SearchResult.credit` and `Trace.draw` open in other rooms, when they
 are called."""
 COMMON = {"allocator", "callable_package", "errors", "storage"}
