@@ -1,6 +1,6 @@
 """Score tokenised pairs with a policy and its reference, the latter through the cache on disk."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenq.data.preparation import Prepared
+from tokenq.data.windows import pair_windows
 from tokenq.errors import UserError
 from tokenq.judges.pair_accuracy import PairScore, ResponseScore
 from tokenq.models.logps import TOKEN_BUDGET, token_logps
@@ -47,7 +48,7 @@ def score_pairs(
     rows = list(prepared.dataset)
     prompts, responses = _flat(rows)
     cache.fill(prompts, responses, token_budget=token_budget)
-    for window in _windows(rows, _WINDOW_BUDGETS * token_budget):
+    for window in pair_windows(rows, _WINDOW_BUDGETS * token_budget):
         prompts, responses = _flat(window)
         with scoring(pair.policy) as model:
             logps = token_logps(model, prompts, responses, token_budget=token_budget)
@@ -63,19 +64,6 @@ def _flat(rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], list[list[in
     prompts = [row["prompt_ids"] for row in rows for _ in range(2)]
     sides = chain.from_iterable((row["chosen_ids"], row["rejected_ids"]) for row in rows)
     return prompts, list(sides)
-
-
-def _windows(rows: Sequence[dict[str, Any]], tokens: int) -> Iterator[list[dict[str, Any]]]:
-    window: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        window.append(row)
-        size += sum(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        if size >= tokens:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
 
 
 def _response(logps: Tensor, ref_logps: Tensor) -> ResponseScore:

@@ -1,7 +1,7 @@
 """Part a preference data set by a measure of its pairs, and say what left."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import nn
 from tokenq.data.edits import edited_tokens
 from tokenq.data.loading import Rows, source_columns
 from tokenq.data.preparation import Prepared
+from tokenq.data.windows import pair_windows
 from tokenq.errors import UserError
 from tokenq.models.logps import TOKEN_BUDGET
 from tokenq.monitor.similarity import PairSimilarity, pair_similarities
@@ -124,7 +125,7 @@ def measure_pairs(
 ) -> list[Measured]:
     """Measure every prepared pair, in order. Arguments as in :func:`filter_pairs`."""
     measure, measured = MEASURES[by], []
-    for window in _windows(prepared, _WINDOW * token_budget):
+    for window in pair_windows(prepared.dataset, _WINDOW * token_budget):
         columns = [[row[name] for row in window] for name in ("prompt_ids", *_SIDES)]
         found = pair_similarities(
             model, *columns, gradients=by == "gradient", token_budget=token_budget
@@ -229,16 +230,3 @@ def _group(pairs: Sequence[Measured]) -> Group | None:
         float(np.mean([each.similarity.rejected_tokens for each in pairs])),
         float(np.mean([each.edited for each in pairs])),
     )
-
-
-def _windows(prepared: Prepared, tokens: int) -> Iterator[list[dict[str, Any]]]:
-    window: list[dict[str, Any]] = []
-    size = 0
-    for row in prepared.dataset:
-        window.append(row)
-        size += sum(len(row[name]) for name in ("prompt_ids", *_SIDES))
-        if size >= tokens:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
