@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenq.errors import UserError
-from tokenq.models.branching.branches import Frontier, Moves
+from tokenq.models.branching.branches import Frontier, Moves, joined_moves
 from tokenq.search.decoding import Decoding, DecodingOptions, Finish, is_number, whole
 from tokenq.search.results import SearchResults
 from tokenq.search.running import Batch, Found, run
@@ -136,7 +136,7 @@ def search_groups(
             )
         if not chosen:
             return [[each.whole for each in theirs] for theirs in beams]
-        nodes = branches.place(_joined(chosen))
+        nodes = branches.place(joined_moves(chosen))
         branches.retain(nodes)
         frontier = branches.read(nodes)
         _number_rows(beams)
@@ -354,16 +354,6 @@ def _mark(
     for place, finish in enumerate(ends):
         fate = "finished" if finish is not None else "open" if place in going else "pruned"
         nodes[candidates.trace[place]].fate = fate  # type: ignore[assignment]
-
-
-def _joined(parts: list[Moves]) -> Moves:
-    names = parts[0].logps
-    return Moves(
-        torch.cat([part.parents for part in parts]),
-        torch.cat([part.tokens for part in parts]),
-        {name: torch.cat([part.logps[name] for part in parts]) for name in names},
-        torch.cat([part.searched for part in parts]),
-    )
 
 
 def check_width(target: Target, num_beams: int, max_new_tokens: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenq.models.branching.branches import Frontier, Moves
+from tokenq.models.branching.branches import Frontier, Moves, joined_moves
 from tokenq.search.running import Batch, Found
 from tokenq.search.trace import Fate
 from tokenq.search.values import ScoredPrefix
@@ -141,7 +141,7 @@ def finish_greedily(
     if not ends:
         return []
     nodes = batch.branches.place(
-        joined([behind.moves.at(slice(place, place + 1)) for behind, place in ends])
+        joined_moves([behind.moves.at(slice(place, place + 1)) for behind, place in ends])
     )
     prefixes = [behind.prefixes[place] for behind, place in ends]
     reached: list[Arrival | None] = [
@@ -169,16 +169,6 @@ def whole_response(
 def likeliest(allowed: Tensor, walkers: Sequence[int], step: int) -> Tensor:
     """The :data:`Pick` of greedy decoding, one walker a row."""
     return allowed.argmax(-1)
-
-
-def joined(parts: Sequence[Moves]) -> Moves:
-    """All the moves, in turn."""
-    return Moves(
-        torch.cat([part.parents for part in parts]),
-        torch.cat([part.tokens for part in parts]),
-        {name: torch.cat([part.logps[name] for part in parts]) for name in parts[0].logps},
-        torch.cat([part.searched for part in parts]),
-    )
 
 
 def traced(batch: Batch, prompt: int, parent: int, move: Moves, place: int, score: float) -> int:

@@ -45,6 +45,16 @@ class Moves:
         )
 
 
+def joined_moves(parts: Sequence[Moves]) -> Moves:
+    """All the moves of one part or more, in turn."""
+    return Moves(
+        torch.cat([part.parents for part in parts]),
+        torch.cat([part.tokens for part in parts]),
+        {name: torch.cat([part.logps[name] for part in parts]) for name in parts[0].logps},
+        torch.cat([part.searched for part in parts]),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Frontier:
     """Nodes that have been read, and what may come behind them.
