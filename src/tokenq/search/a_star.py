@@ -15,6 +15,7 @@ from typing import Unpack
 import torch
 
 from tokenq.errors import UserError
+from tokenq.models.branching.branches import joined_moves
 from tokenq.search.decoding import Decoding, DecodingOptions, whole
 from tokenq.search.results import SearchResults
 from tokenq.search.running import Batch, Found, run
@@ -23,7 +24,6 @@ from tokenq.search.steps import (
     Continuations,
     continuations,
     finish_greedily,
-    joined,
     mark,
     start_of,
     traced,
@@ -239,7 +239,7 @@ def _read(
     if not taken:
         return
     moves = [entry.behind.moves.at(slice(entry.place, entry.place + 1)) for _, entry in taken]
-    frontier = batch.branches.extend(joined(moves))
+    frontier = batch.branches.extend(joined_moves(moves))
     prefixes = [entry.prefix for _, entry in taken]
     behind = continuations(batch, frontier, prefixes, options.score, options.top_k)
     traces = [

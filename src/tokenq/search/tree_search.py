@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenq.errors import UserError
-from tokenq.models.branching.branches import Frontier, Moves
+from tokenq.models.branching.branches import Frontier, Moves, joined_moves
 from tokenq.search.decoding import Decoding, DecodingOptions, at_least, whole
 from tokenq.search.results import SearchResults
 from tokenq.search.running import Batch, Found, run
@@ -25,7 +25,6 @@ from tokenq.search.steps import (
     Continuations,
     continuations,
     finish_greedily,
-    joined,
     start_of,
     traced,
     walk,
@@ -423,7 +422,7 @@ def _visit(
     if not new:
         return
     prefixes = [leaf.prefix for _, leaf in new]
-    nodes = batch.branches.place(joined([leaf.move for _, leaf in new]))
+    nodes = batch.branches.place(joined_moves([leaf.move for _, leaf in new]))
     going = [place for place, prefix in enumerate(prefixes) if prefix.finish is None]
     behind: dict[int, Continuations] = {}
     worths: dict[int, float] = {}
