@@ -8,6 +8,7 @@ over the chosen answers of a data set may rise or fall.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -90,5 +91,11 @@ def _interval(values: np.ndarray, groups: np.ndarray) -> Interval:
     mean = float(means.mean())
     if len(means) < 2:
         return Interval(mean, None, None)
-    half = float(stats.sem(means) * stats.t.ppf((1 + LEVEL) / 2, len(means) - 1))
+    half = float(means.std(ddof=1) / len(means) ** 0.5) * _quantile(len(means) - 1)
     return Interval(mean, mean - half, mean + half)
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """Of Student's t, at the upper end of the interval."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
