@@ -4,13 +4,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 
 from tokenq.errors import UserError
+
+_BLOCK = 2**16
 
 
 def cache_dir(*parts: str) -> Path:
@@ -90,3 +92,38 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep other writers of ``path`` out, by a lock file beside it that goes when the block ends.
+
+    Raises UserError at once where somebody else is writing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock)
+        except Timeout as error:
+            raise UserError(
+                f"{path.parent} is being written by another process; accepted: another folder, or "
+                "wait for it"
+            ) from error
+        held.callback(Path(lock.lock_file).unlink, missing_ok=True)
+        yield
+
+
+def cut_torn_line(path: Path) -> None:
+    """Shorten a file of lines to its last whole one: a killed writer leaves a piece of a line."""
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)

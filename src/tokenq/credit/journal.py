@@ -10,14 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
 from tokenq.credit.processes import ALONE, Processes
 from tokenq.errors import UserError
-from tokenq.storage import atomic_file, discard_parts, write_text
+from tokenq.storage import atomic_file, cut_torn_line, discard_parts, sole_writer, write_text
 
 _ROW = re.compile(rb'\{"row": (\d+)')
-_BLOCK = 2**16
 
 
 class Journal:
@@ -51,7 +48,7 @@ class Journal:
         if self._processes.is_main:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with ExitStack() as held:
-                self._hold(held)
+                held.enter_context(sole_writer(self.path))
                 self._check()
                 self._mend()
                 self._held = held.pop_all()
@@ -101,17 +98,6 @@ class Journal:
             self._drop_parts()
         self._processes.wait()
 
-    def _hold(self, held: ExitStack) -> None:
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
-        try:
-            held.enter_context(lock)
-        except Timeout as error:
-            raise UserError(
-                f"{self.path.parent} is being written by another process; accepted: another "
-                "folder, or wait for it"
-            ) from error
-        held.callback(Path(lock.lock_file).unlink, missing_ok=True)
-
     def _check(self) -> None:
         path = self.path.with_name("settings.json")
         if not (self.finished or self._parts()):
@@ -134,7 +120,7 @@ class Journal:
         if self.finished:
             self._drop_parts()
         for part in self._parts():
-            _cut_torn_line(part)
+            cut_torn_line(part)
 
     def _drop_parts(self) -> None:
         for part in self._parts():
@@ -171,18 +157,3 @@ def _numbered_lines(part: Path) -> Iterator[tuple[int, bytes]]:
             if match is None:
                 raise UserError(f"{part}: holds a line that is no record; remove the file")
             yield int(match[1]), line
-
-
-def _cut_torn_line(part: Path) -> None:
-    """Shorten the file to its last whole line."""
-    with part.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - _BLOCK)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        file.truncate(end)

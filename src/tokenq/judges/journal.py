@@ -9,10 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
 from tokenq.errors import UserError
-from tokenq.storage import atomic_file, write_text
+from tokenq.storage import atomic_file, sole_writer, write_text
 
 _RECORDS, _SETTINGS = "verdicts.jsonl", "settings.json"
 _SYNC_SECONDS = 1.0
@@ -42,15 +40,7 @@ class VerdictJournal:
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
-            lock = FileLock(self.path.with_name(f".{_RECORDS}.lock"), timeout=0)
-            try:
-                held.enter_context(lock)
-            except Timeout as error:
-                raise UserError(
-                    f"{self.path.parent} is being written by another process; accepted: another "
-                    "folder, or wait for it"
-                ) from error
-            held.callback(Path(lock.lock_file).unlink, missing_ok=True)
+            held.enter_context(sole_writer(self.path))
             self._read()
             self._file = held.enter_context(self._part.open("a", encoding="utf-8"))
             self._held = held.pop_all()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tokenq.monitor.filtering import filter_pairs as filter_pairs
     from tokenq.monitor.identity import KLIdentity as KLIdentity
     from tokenq.monitor.identity import kl_identity as kl_identity
+    from tokenq.monitor.journal import MonitorFolder as MonitorFolder
     from tokenq.monitor.likelihood import LikelihoodSplit as LikelihoodSplit
     from tokenq.monitor.likelihood import answer_parts as answer_parts
     from tokenq.monitor.likelihood import likelihood_split as likelihood_split
@@ -21,6 +22,7 @@ _HOMES = {
     "FilterSummary": "filtering",
     "KLIdentity": "identity",
     "LikelihoodSplit": "likelihood",
+    "MonitorFolder": "journal",
     "PairSimilarity": "similarity",
     "answer_parts": "likelihood",
     "filter_pairs": "filtering",
