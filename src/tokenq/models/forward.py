@@ -140,10 +140,16 @@ def reference_predictions(reference: nn.Module | AdapterOff, pack: Pack) -> Pred
         enable_packed(model)
         inner = causal_lm(model)
         hidden = response_states(inner, pack.to(embedding_weight(inner).device))
-        head = Head.of(inner)
+    return Predictions(scoring_head(reference), hidden)
+
+
+def scoring_head(reference: nn.Module | AdapterOff) -> Head:
+    """Return the head of `reference`, to be used at any time, also while it is the policy's too."""
+    with scoring(reference) as model:
+        head = Head.of(causal_lm(model))
     if type(head.module) is not nn.Linear:
         head = replace(head, module=_ScoringHead(reference))
-    return Predictions(head, hidden)
+    return head
 
 
 class _ScoringHead(nn.Module):

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from tokenq.monitor.likelihood import LikelihoodSplit as LikelihoodSplit
     from tokenq.monitor.likelihood import answer_parts as answer_parts
     from tokenq.monitor.likelihood import likelihood_split as likelihood_split
+    from tokenq.monitor.measures import MEASURES as MEASURES
+    from tokenq.monitor.measures import Measure as Measure
+    from tokenq.monitor.measures import measured as measured
+    from tokenq.monitor.measures import metrics as metrics
+    from tokenq.monitor.probe_texts import probe_pairs as probe_pairs
+    from tokenq.monitor.probing import ProbeOptions as ProbeOptions
+    from tokenq.monitor.probing import Prober as Prober
     from tokenq.monitor.similarity import PairSimilarity as PairSimilarity
     from tokenq.monitor.similarity import pair_similarities as pair_similarities
 
@@ -22,13 +29,20 @@ _HOMES = {
     "FilterSummary": "filtering",
     "KLIdentity": "identity",
     "LikelihoodSplit": "likelihood",
+    "MEASURES": "measures",
+    "Measure": "measures",
     "MonitorFolder": "journal",
     "PairSimilarity": "similarity",
+    "ProbeOptions": "probing",
+    "Prober": "probing",
     "answer_parts": "likelihood",
     "filter_pairs": "filtering",
     "kl_identity": "identity",
     "likelihood_split": "likelihood",
+    "measured": "measures",
+    "metrics": "measures",
     "pair_similarities": "similarity",
+    "probe_pairs": "probe_texts",
 }
 __all__ = list(_HOMES)
 

@@ -7,7 +7,7 @@ the same functions, while a run goes on and long after it has ended.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from tokenq.models.packing import Ids
 
 Array = NDArray[np.float64]
 SIDES = ("chosen", "rejected")
-HELD_OUT, TRAINED = "held_out", "train"
+HELD_OUT: Final = "held_out"
+TRAINED: Final = "train"
 SetName = Literal["held_out", "train"]
 
 
@@ -210,8 +211,13 @@ class SampleReading:
     repetition: [K] share in [0, 1] of its 3-grams of tokens that occurred before in it
     log_ratio:  [K] sum over tokens of log pi - log pi_ref, nats
     divergence: [K] sum over states of KL(pi || pi_ref), nats: the same expectation, less noise
-    likeness:   [K] cosine of its mean hidden state (of the reference) with the chosen answer's,
-                less that with the rejected answer's
+    likeness:   [K] cosine of its meaning with that of its pair's chosen answer, less that with the
+                rejected answer's: which of the two it resembles. The meaning of a text is the mean
+                of its tokens' output embeddings under the reference, rare tokens weighing more
+                (`samples.WordVectors`), or what the user's own encoder gives
+
+    log_ratio and divergence are nan where the reference is not at hand to read new texts: in a run
+    of all weights whose reference was the policy at its start.
     """
 
     pair: Array

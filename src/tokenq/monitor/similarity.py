@@ -92,7 +92,7 @@ def pair_similarities(
             found = None
             if head is not None:
                 found = head_gradients(head, (ours, chosen[number]), (theirs, rejected[number]))
-            yield _similarity(ours, theirs, found)
+            yield state_similarity(ours, theirs, found)
 
 
 def head_gradients(
@@ -116,9 +116,10 @@ def head_gradients(
     )
 
 
-def _similarity(
-    chosen: Tensor, rejected: Tensor, gradients: HeadGradients | None
+def state_similarity(
+    chosen: Tensor, rejected: Tensor, gradients: HeadGradients | None = None
 ) -> PairSimilarity:
+    """Similarity of two answers from the hidden states [T, H] that their tokens come from."""
     ours, theirs = chosen.double().sum(0), rejected.double().sum(0)
     mean, other = ours / len(chosen), theirs / len(rejected)
     return PairSimilarity(

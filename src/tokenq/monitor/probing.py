@@ -1,0 +1,387 @@
+"""The prober: opened with the reference when a run starts, then reads the policy at its steps.
+
+What a reading holds is said in `monitor.readings`; when to take one is not decided here.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tokenq.errors import UserError
+from tokenq.models.forward import causal_lm, response_hidden
+from tokenq.models.head import Head, Predictions
+from tokenq.models.logps import TOKEN_BUDGET
+from tokenq.models.reference import AdapterOff, scoring
+from tokenq.monitor.borrowing import borrowed
+from tokenq.monitor.distributions import Distributions, distributions
+from tokenq.monitor.forks import moved_mass
+from tokenq.monitor.probe_texts import PairParts, Rows, fork, new_tokens_for
+from tokenq.monitor.readings import (
+    SIDES,
+    Array,
+    Baseline,
+    ForkReading,
+    Gain,
+    PairReading,
+    ProbePair,
+    ProbeResponse,
+    ProbeSet,
+    Reading,
+    ResponseReading,
+    SampleReading,
+    Setup,
+)
+from tokenq.monitor.reference_states import ReferenceStates
+from tokenq.monitor.samples import (
+    Embed,
+    WordVectors,
+    context_of,
+    draw,
+    likeness,
+    repetition,
+    seed_of,
+)
+from tokenq.monitor.similarity import head_gradients, state_similarity
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What a probe reads; its cost is that of a forward over all these texts.
+
+    held_out:     pairs that training does not see
+    trained:      pairs that it does
+    responses:    responses of the reference, in turn to the held-out prompts (to training prompts
+                  where there are no others)
+    samples:      responses of the policy in a reading with samples
+    new_tokens:   most tokens of a response; None: twice what nine of ten answers keep to, from 8
+                  to 128
+    gains:        most tokens to tell of each fork
+    gradients:    whether to compute products of the head's gradients
+    seed:         of all that is drawn
+    token_budget: input tokens of one forward; bounds memory
+    """
+
+    held_out: int = 32
+    trained: int = 32
+    responses: int = 32
+    samples: int = 16
+    new_tokens: int | None = None
+    gains: int = 5
+    gradients: bool = True
+    seed: int = 0
+    token_budget: int = TOKEN_BUDGET
+
+    def __post_init__(self) -> None:
+        least = {"new_tokens": 1, "token_budget": 1}
+        names = ("held_out", "trained", "responses", "samples", "gains", "seed")
+        for name, fewest in (dict.fromkeys(names, 0) | least).items():
+            value = getattr(self, name)
+            if name == "new_tokens" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < fewest:
+                raise UserError(f"{name} is {value!r}; accepted: a whole number from {fewest}")
+
+
+class Prober:
+    """Reads a policy on a fixed probe, beside what the reference said at the start.
+
+    probe:    the texts
+    baseline: the reference's view of them
+    """
+
+    def __init__(
+        self,
+        probe: ProbeSet,
+        baseline: Baseline,
+        reference: ReferenceStates,
+        end_ids: Collection[int],
+        options: ProbeOptions,
+        embed: Embed | None,
+    ) -> None:
+        self.probe = probe
+        self.baseline = baseline
+        self._reference = reference
+        self._ends = tuple(end_ids)
+        self._options = options
+        self._rows = Rows.of(probe)
+        self._parts = PairParts.of(probe.pairs, self._ends)
+        self._embed = embed or _word_vectors(reference, probe.pairs)
+        forks = [fork(pair) for pair in probe.pairs]
+        self._forked = [number for number, place in enumerate(forks) if place is not None]
+        places = np.array([place for place in forks if place is not None], dtype=np.int64)
+        self._fork_at = _fork_positions(self._rows, self._forked, places)
+
+    @classmethod
+    def open(
+        cls,
+        reference: nn.Module | AdapterOff,
+        held_out: Sequence[ProbePair],
+        trained: Sequence[ProbePair],
+        end_ids: Collection[int],
+        options: ProbeOptions | None = None,
+        *,
+        embed: Embed | None = None,
+    ) -> Self:
+        """Let the reference write its responses and read all texts of the probe once.
+
+        reference: what implicit rewards are measured against; in full fine-tuning the policy before
+                   its first step will do. One whose weights cannot be trained is kept, to read the
+                   policy's samples: it must not be changed in place. Of one that can be trained
+                   only states and a copy of its head are kept, and samples have no log-ratios.
+        end_ids:   ids of end tokens
+        embed:     vectors of texts for `likeness`; None: their words, see `WordVectors`
+
+        The model is left as it was; so are the states of all random numbers. Forwards run in the
+        precision that the caller has entered (`torch.autocast`), to be the same at every reading.
+        Raises UserError where there is no pair at all.
+        """
+        options = options or ProbeOptions()
+        pairs = [*held_out, *trained]
+        _check(pairs)
+        room = context_of(reference)
+        new_tokens = options.new_tokens or new_tokens_for(pairs)
+        if room is not None:
+            new_tokens = max(1, min(new_tokens, room - min(len(pair.prompt) for pair in pairs)))
+        with borrowed(reference):
+            responses = draw(reference, pairs, options.responses, new_tokens, end_ids, options.seed)
+            probe = ProbeSet(pairs, responses, new_tokens)
+            rows = Rows.of(probe)
+            hidden = _hidden(reference, rows, options.token_budget)
+            states = ReferenceStates.of(reference, hidden)
+            found = distributions(states.head, hidden, rows.tokens)
+        embed = embed or _word_vectors(states, pairs)
+        baseline = _baseline(probe, rows, PairParts.of(pairs, end_ids), hidden, found, embed)
+        return cls(probe, baseline, states, end_ids, options, embed)
+
+    def read(
+        self, policy: nn.Module, step: int, *, samples: bool = False, epoch: float | None = None
+    ) -> Reading:
+        """Read the policy after `step` optimiser steps; `samples`: let it write some as well.
+
+        Without gradient or dropout; afterwards the policy, its training flags and the states of all
+        random numbers are as before. The samples depend on (seed, step) and on the policy only.
+        """
+        began = time.perf_counter()
+        with borrowed(policy):
+            with scoring(policy) as model:
+                hidden = _hidden(model, self._rows, self._options.token_budget)
+                head = Head.of(causal_lm(model))
+                reference = self._reference.predictions(hidden.device)
+                found = distributions(head, hidden, self._rows.tokens, reference)
+                pairs = self._pairs(head, hidden, found)
+                forks = self._forks(head, hidden, found)
+            drawn = self._samples(policy, step) if samples and self._options.samples else None
+        return Reading(
+            step,
+            pairs,
+            forks,
+            self._responses(found),
+            drawn,
+            epoch,
+            seconds=time.perf_counter() - began,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write to `folder` what a resumed run needs besides its `Setup`."""
+        self._reference.save(folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        setup: Setup,
+        policy: nn.Module,
+        options: ProbeOptions | None = None,
+        *,
+        reference: nn.Module | AdapterOff | None = None,
+        embed: Embed | None = None,
+    ) -> Self:
+        """Open the prober of a run that is resumed; its readings go on as if it had not stopped.
+
+        reference: as in :meth:`open`, where the run has it still; it is not read again, other than
+                   for samples
+
+        Raises UserError for a folder without the reference's states, or with those of another run.
+        """
+        states = ReferenceStates.load(folder, policy, reference)
+        tokens = int(Rows.of(setup.probe).lengths.sum())
+        if len(states.hidden) != tokens:
+            raise UserError(
+                f"{folder}: holds a reference's states at {len(states.hidden)} tokens, the probe "
+                f"has {tokens}; accepted: files of one run"
+            )
+        options = options or ProbeOptions()
+        return cls(setup.probe, setup.baseline, states, setup.end_ids, options, embed)
+
+    def _pairs(self, head: Head, hidden: Tensor, found: Distributions) -> PairReading:
+        by_side = _BySide(self._rows, len(self.probe.pairs))
+        return PairReading(
+            logps=self._parts.sums(found.logps),
+            divergence=by_side.sums(found.divergence),
+            entropy=by_side.means(found.entropy),
+            peak=by_side.means(found.peak),
+            collision=by_side.means(found.collision),
+            taken=by_side.means(found.taken),
+            gradients=self._gradients(head, hidden) if self._options.gradients else None,
+        )
+
+    def _gradients(self, head: Head, hidden: Tensor) -> Array:
+        columns = []
+        with torch.no_grad():
+            for number, pair in enumerate(self.probe.pairs):
+                ours, theirs = (hidden[self._rows.span(2 * number + side)] for side in (0, 1))
+                found = head_gradients(head, (ours, pair.chosen), (theirs, pair.rejected))
+                columns.append((found.chosen, found.rejected, found.product))
+        return np.array(columns).T
+
+    def _forks(self, head: Head, hidden: Tensor, found: Distributions) -> ForkReading:
+        count = len(self.probe.pairs)
+        logps, other, toward = _nans(2, count), _nans(count), _nans(count)
+        gains: list[list[Gain]] = [[] for _ in range(count)]
+        if self._forked:
+            at = torch.from_numpy(self._fork_at)
+            tokens = torch.tensor(self._rows.tokens)[at]
+            moved = moved_mass(
+                head,
+                hidden[at[0].to(hidden.device)],
+                self._reference.predictions(hidden.device, at[0]),
+                tokens.T,
+                self._reference.table,
+                self._options.gains,
+            )
+            logps[:, self._forked] = found.logps[self._fork_at]
+            other[self._forked], toward[self._forked] = moved.other, moved.toward
+            for number, row in zip(self._forked, moved.gains, strict=True):
+                gains[number] = row
+        return ForkReading(logps, other, toward, gains)
+
+    def _responses(self, found: Distributions) -> ResponseReading:
+        first = len(SIDES) * len(self.probe.pairs)
+        rows = self._rows
+        return ResponseReading(
+            log_ratio=rows.sums(found.logps)[first:] - self.baseline.response_logps,
+            divergence=rows.sums(found.divergence)[first:],
+            reverse=rows.sums(found.reverse)[first:],
+            entropy=rows.means(found.entropy)[first:],
+        )
+
+    def _samples(self, policy: nn.Module, step: int) -> SampleReading:
+        options, pairs = self._options, self.probe.pairs
+        seed = seed_of(options.seed, step)
+        drawn = draw(policy, pairs, options.samples, self.probe.new_tokens, self._ends, seed)
+        rows = Rows([pairs[each.pair].prompt for each in drawn], [each.ids for each in drawn])
+        log_ratio, divergence = _nans(len(drawn)), _nans(len(drawn))
+        reference = self._reference.model
+        if drawn and reference is not None:
+            with borrowed(reference):
+                theirs = _hidden(reference, rows, options.token_budget)
+            with scoring(policy) as model:
+                hidden = _hidden(model, rows, options.token_budget)
+                head = Head.of(causal_lm(model))
+                predictions = Predictions(self._reference.head, theirs.to(hidden.device))
+                found = distributions(head, hidden, rows.tokens, predictions)
+            log_ratio = rows.sums(found.logps - found.ref_logps)
+            divergence = rows.sums(found.reverse)
+        return SampleReading(
+            pair=np.array([each.pair for each in drawn], dtype=np.float64),
+            ids=[each.ids for each in drawn],
+            ended=np.array([each.ended for each in drawn], dtype=np.float64),
+            repetition=np.array([repetition(each.ids) for each in drawn]),
+            log_ratio=log_ratio,
+            divergence=divergence,
+            likeness=likeness(self._embed, pairs, drawn),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _BySide:
+    """Rows of N pairs as [2, N]."""
+
+    rows: Rows
+    pairs: int
+
+    def sums(self, values: Array) -> Array:
+        return self._sides(self.rows.sums(values))
+
+    def means(self, values: Array) -> Array:
+        return self._sides(self.rows.means(values))
+
+    def _sides(self, by_row: Array) -> Array:
+        return by_row[: len(SIDES) * self.pairs].reshape(-1, len(SIDES)).T
+
+
+def _baseline(
+    probe: ProbeSet,
+    rows: Rows,
+    parts: PairParts,
+    hidden: Tensor,
+    found: Distributions,
+    embed: Embed,
+) -> Baseline:
+    count = len(probe.pairs)
+    by_side = _BySide(rows, count)
+    alike = [
+        state_similarity(hidden[rows.span(2 * number)], hidden[rows.span(2 * number + 1)])
+        for number in range(count)
+    ]
+    forks = [fork(pair) for pair in probe.pairs]
+    ref_fork = _nans(2, count)
+    for number, place in enumerate(forks):
+        if place is not None:
+            ref_fork[:, number] = found.logps[rows.starts[2 * number : 2 * number + 2] + place]
+    responses: Sequence[ProbeResponse] = probe.responses
+    first = len(SIDES) * count
+    return Baseline(
+        tokens=parts.sums(np.ones(len(rows.tokens))),
+        ref_logps=parts.sums(found.logps),
+        ref_entropy=by_side.means(found.entropy),
+        ref_peak=by_side.means(found.peak),
+        ref_collision=by_side.means(found.collision),
+        ref_taken=by_side.means(found.taken),
+        ches=np.array([each.ches for each in alike]),
+        ches_normalised=np.array([each.ches_normalised for each in alike]),
+        ref_fork=ref_fork,
+        response_tokens=rows.lengths[first:].astype(np.float64),
+        response_logps=rows.sums(found.logps)[first:],
+        response_entropy=rows.sums(found.entropy)[first:],
+        ref_likeness=likeness(embed, probe.pairs, responses),
+        ref_repetition=np.array([repetition(each.ids) for each in responses]),
+    )
+
+
+def _fork_positions(rows: Rows, forked: Sequence[int], places: Any) -> Any:
+    """[2, F] positions of the tokens that first differ, by side."""
+    numbers = np.array(forked, dtype=np.int64)
+    return np.stack([rows.starts[2 * numbers + side] + places for side in range(len(SIDES))])
+
+
+def _hidden(model: nn.Module | AdapterOff, rows: Rows, token_budget: int) -> Tensor:
+    """The states [P, H] that the tokens of `rows` are predicted from."""
+    with scoring(model) as active:
+        return torch.cat(response_hidden(active, rows.prompts, rows.answers, token_budget))
+
+
+def _word_vectors(reference: ReferenceStates, pairs: Sequence[ProbePair]) -> WordVectors:
+    answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    return WordVectors(reference.table, answers)
+
+
+def _check(pairs: Sequence[ProbePair]) -> None:
+    if not pairs:
+        raise UserError("the probe has no pairs; accepted: at least one held-out or training pair")
+    for pair in pairs:
+        if not (len(pair.prompt) and len(pair.chosen) and len(pair.rejected)):
+            raise UserError(
+                f"the probe's {pair.source} pair {pair.row} has an empty text; accepted: prompt, "
+                "chosen and rejected of at least one token each"
+            )
+
+
+def _nans(*shape: int) -> Array:
+    return np.full(shape, np.nan)
