@@ -79,23 +79,28 @@ def kl_identity(
     return KLIdentity(
         int(groups.max()) + 1,
         len(implicit),
-        _interval(implicit, groups),
-        _interval(expected, groups),
-        _interval(implicit - expected, groups),
+        interval(implicit, groups),
+        interval(expected, groups),
+        interval(implicit - expected, groups),
     )
 
 
-def _interval(values: np.ndarray, groups: np.ndarray) -> Interval:
-    """Of the mean over groups of the means within them."""
+def interval(values: np.ndarray, groups: np.ndarray, level: float = LEVEL) -> Interval:
+    """Of the mean over groups of the means within them.
+
+    values: [N], at least one
+    groups: [N] numbers 0..G-1, each of which occurs
+    level:  how often such intervals cover the truth
+    """
     means = np.bincount(groups, weights=values) / np.bincount(groups)
     mean = float(means.mean())
     if len(means) < 2:
         return Interval(mean, None, None)
-    half = float(means.std(ddof=1) / len(means) ** 0.5) * _quantile(len(means) - 1)
+    half = float(means.std(ddof=1) / len(means) ** 0.5) * _quantile(len(means) - 1, level)
     return Interval(mean, mean - half, mean + half)
 
 
 @cache
-def _quantile(freedom: int) -> float:
+def _quantile(freedom: int, level: float) -> float:
     """Of Student's t, at the upper end of the interval."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    return float(stats.t.ppf((1 + level) / 2, freedom))
