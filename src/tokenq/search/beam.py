@@ -195,17 +195,17 @@ def _step(
 ) -> list[Moves]:
     """One token more for each open group of a prompt; returns the moves of those that go on."""
     chosen: list[Moves] = []
-    taken = gains.new_zeros(gains.shape[1])
+    taken = torch.empty(0, dtype=torch.long)
     stepping = [beams for beams in groups if not beams.done]
     for beams in stepping:
         so_far = torch.tensor(beams.scores, dtype=gains.dtype, device=gains.device)
         totals = gains[beams.rows] + so_far[:, None]
         if diversity_penalty:
-            totals -= diversity_penalty * taken
+            counts = torch.bincount(taken, minlength=totals.shape[1])
+            totals -= diversity_penalty * counts.to(totals)
         candidates = _continuations(batch, prompt, beams, frontier, totals, options)
         going_on = _divide(batch, prompt, beams, candidates, step, options)
-        tokens = going_on.tokens.to(taken.device)
-        taken.index_add_(0, tokens, torch.ones_like(tokens, dtype=taken.dtype))
+        taken = torch.cat([taken, going_on.tokens])
         if not beams.done:
             chosen.append(going_on)
     told = [beams.best for beams in stepping if beams.best[1]]

@@ -179,11 +179,7 @@ class Branches:
 
     def read(self, nodes: Tensor) -> Frontier:
         """Ask the models what comes behind placed nodes [R]; each node is read at most once."""
-        order = torch.argsort(self.tree.prompt(nodes), stable=True)
-        if torch.equal(order, torch.arange(len(nodes))):
-            return self._frontier(nodes, lambda model: model.read(self.tree, nodes))
-        back = torch.argsort(order)
-        return self._frontier(nodes, lambda model: model.read(self.tree, nodes[order])[back])
+        return self._frontier(nodes, lambda model: model.read(self.tree, nodes))
 
     def retain(self, nodes: Tensor) -> None:
         """Forget every node but these and their ancestors; they must not be used again."""
@@ -217,11 +213,8 @@ class Branches:
             self.evaluations += len(nodes)
             if self._kl is not None:
                 self._store_kl(nodes, logps)
-            searched = (
-                logps[POLICY]
-                if self.guidance is None
-                else self.guidance(self, nodes, {name: logps[name] for name in logps})
-            )
+            guidance = self.guidance
+            searched = logps[POLICY] if guidance is None else guidance(self, nodes, logps)
         return Frontier(nodes, self.tree.prompt(nodes), logps, searched)
 
     def _store_kl(self, nodes: Tensor, logps: Mapping[str, Tensor]) -> None:

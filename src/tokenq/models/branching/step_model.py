@@ -28,7 +28,7 @@ class StepModel(Protocol):
     def read(self, tree: TokenTree, nodes: Tensor) -> Tensor:
         """Read the last token of each node [R]; return log pi(. | what it ends), [R, V].
 
-        Everything before that token has been read; nodes are in the order of their prompts.
+        Everything before that token has been read.
         """
         ...
 
