@@ -25,7 +25,18 @@ _SCALE = 0.98
 _REWARD = 10_000
 """Rewards are written as whole ten-thousandths of a nat times beta."""
 
-_SCRIPTS = ("text", "data", "list", "card", "curve", "difference", "row", "controls")
+_SCRIPTS = (
+    "text",
+    "theme",
+    "browse",
+    "data",
+    "list",
+    "card",
+    "curve",
+    "difference",
+    "row",
+    "controls",
+)
 """In the order in which they stand on the page: names are made before they are used."""
 
 _FACTS = ("entropies", "ref_entropies", "divergences")

@@ -19,7 +19,7 @@ from tokenq.report.search_tree import layout_tree
 from tokenq.storage import write_text
 
 _SCALE = 0.98
-_SCRIPTS = ("text", "search", "search_tree")
+_SCRIPTS = ("text", "theme", "browse", "search", "search_tree")
 _DECIMALS = 4
 _FACTS = (
     ("search/score", "Mean score"),

@@ -6,27 +6,19 @@ const FACTS = [["entropies", "entropy of π"], ["ref_entropies", "entropy of π 
 
 function enter(number, index) {
   leave();
-  const side = readRow(state.row)[number], unit = drawn[number][index], cell = cells[number][index], card = at("card");
-  cell.classList.add("on");
-  cell.setAttribute("aria-selected", "true");
-  cell.setAttribute("aria-describedby", "card");
+  const side = readRow(state.row)[number], unit = drawn[number][index];
   const single = unit.tokens.length === 1;
   const first = unit.tokens[0], last = unit.tokens[unit.tokens.length - 1];
   const place = single ? `${first + 1} of ${side.count}` : `${first + 1}–${last + 1} of ${side.count}`;
-  card.replaceChildren(make("span", "where", place), make("div", "name", short(quoted(unit.text), 160)),
-    single ? tokenTable(side, first) : unitTable(side, unit));
-  if (!single) card.append(partsTable(side, unit));
-  else if (side.best) card.append(bestTable(side, first));
+  const content = [make("span", "where", place), make("div", "name", short(quoted(unit.text), 160)),
+    single ? tokenTable(side, first) : unitTable(side, unit)];
+  if (!single) content.push(partsTable(side, unit));
+  else if (side.best) content.push(bestTable(side, first));
   for (const span of side.spans || []) {
-    if (touches(unit, span)) card.append(make("p", "inspan", `error span${span.p === null ? "" : ", " + pValue(span.p)}${span.flagged ? "" : " (not flagged)"}`));
+    if (touches(unit, span)) content.push(make("p", "inspan", `error span${span.p === null ? "" : ", " + pValue(span.p)}${span.flagged ? "" : " (not flagged)"}`));
   }
-  card.hidden = false;
-  placeCard(card, cell);
+  openCard(cells[number][index], content);
   if (curve) curve(number, last);
-}
-
-function line(label, value, unit, className = "") {
-  return make("tr", "", make("th", "", label), make("td", className, value), make("td", "", make("small", "", unit)));
 }
 
 const rewardLine = (label, value, estimator) => line(label, signed(value), aboutEstimator(estimator).unit, signClass(value));
@@ -82,22 +74,7 @@ function bestTable(side, i) {
   return table;
 }
 
-function placeCard(card, cell) {
-  const boxes = cell.getClientRects(), box = boxes[0] || cell.getBoundingClientRect();
-  const width = card.offsetWidth, height = card.offsetHeight, edge = 8;
-  const left = Math.max(edge, Math.min(box.left, innerWidth - width - edge));
-  const below = (boxes.length ? boxes[boxes.length - 1].bottom : box.bottom) + edge;
-  const above = box.top - height - edge;
-  card.style.left = left + "px";
-  card.style.top = (below + height < innerHeight || above < 0 ? below : above) + "px";
-}
-
 function leave() {
-  at("card").hidden = true;
-  for (const cell of document.querySelectorAll(".tok.on")) {
-    cell.classList.remove("on");
-    cell.setAttribute("aria-selected", "false");
-    cell.removeAttribute("aria-describedby");
-  }
+  closeCard();
   if (curve) curve(null);
 }

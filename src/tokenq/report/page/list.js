@@ -48,7 +48,7 @@ function list() {
 
 function item(row) {
   const node = make("li");
-  node.id = "row-" + row.order;
+  node.id = rowId(row);
   node.setAttribute("role", "option");
   const head = samePrompts ? row.sides[0].text : opening(row);
   const what = paint(make("span", "what"), cut(head.replace(/\s+/g, " "), 240));
@@ -77,19 +77,4 @@ function bar(share, className = "bar") {
   const width = 50 * Math.min(1, Math.abs(share));
   fill.style.cssText = `width:${width}%;left:${share < 0 ? 50 - width : 50}%;background:var(--${share < 0 ? "blamed" : "liked"})`;
   return make("span", className, fill);
-}
-
-function select() {
-  at("rows").removeAttribute("aria-activedescendant");
-  for (const node of at("rows").children) {
-    const on = state.row !== null && node.id === "row-" + state.row.order;
-    node.setAttribute("aria-selected", on);
-    if (on) { at("rows").setAttribute("aria-activedescendant", node.id); node.scrollIntoView({ block: "nearest" }); }
-  }
-}
-
-function step(by) {
-  const here = state.found.indexOf(state.row);
-  const row = state.found[Math.max(0, Math.min(state.found.length - 1, here + by))];
-  if (row) show(row);
 }

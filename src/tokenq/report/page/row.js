@@ -21,7 +21,7 @@ function show(row) {
   at("detail").replaceChildren(rowHead(row), promptNode(row), texts, ...difference, figure);
   legend(scale);
   plot(figure, sides);
-  if (inside >= 0 && cells[inside]) focusUnit(inside, 0);
+  if (inside >= 0 && cells[inside]) focusOne(cells[inside], 0);
   if (rows.length > 1) history.replaceState(null, "", "#row=" + row.row);
 }
 
@@ -43,21 +43,6 @@ function legend(scale) {
   at("estimator-note").textContent = about.summary;
   at("low").textContent = "blamed " + signed(-scale, 2);
   at("high").textContent = signed(scale, 2) + " liked";
-}
-
-function promptNode(row) {
-  const turns = make("div", "turns");
-  turns.tabIndex = 0;
-  turns.setAttribute("role", "region");
-  turns.setAttribute("aria-label", "Prompt");
-  for (const [role, text] of row.prompt) {
-    const turn = make("p", "turn");
-    if (role) turn.append(make("span", "role", role));
-    turns.append(paint(turn, text));
-  }
-  const node = make("details", "prompt", make("summary", "", "Prompt"), turns);
-  node.open = true;
-  return node;
 }
 
 const sideName = (side) => (/^\d+$/.test(side.name) ? "Rank " + side.name : side.name);
@@ -122,12 +107,8 @@ function badge(span) {
 }
 
 function unitNode(side, unit, number, index, scale) {
-  const strength = Math.min(1, Math.abs(unit.reward) / scale);
-  const pole = unit.reward < 0 ? "blamed" : "liked";
-  const node = make("span", "tok " + pole);
-  const share = (100 * strength ** 0.85).toFixed(1);
-  if (strength > 0.02) node.style.setProperty("--tint", `color-mix(in oklab, var(--${pole}) ${share}%, var(--paper))`);
-  if (unit.reward < 0 && strength > 0.25) node.style.setProperty("--under", "var(--blamed-ink)");
+  const node = make("span", "tok");
+  tint(node, unit.reward, scale);
   node.tabIndex = -1;
   node.setAttribute("role", "option");
   node.setAttribute("aria-selected", "false");
@@ -183,7 +164,7 @@ function walk(event, number, index) {
   if (!target || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
   const next = target();
-  if (next >= 0 && next <= last) focusUnit(number, next);
+  if (next >= 0 && next <= last) focusOne(cells[number], next);
 }
 
 // The unit on the next line, up or down, that stands nearest below or above.
@@ -202,12 +183,6 @@ function lineAway(number, index, direction) {
   return best;
 }
 
-function focusUnit(number, index) {
-  for (const cell of cells[number]) cell.tabIndex = -1;
-  cells[number][index].tabIndex = 0;
-  cells[number][index].focus();
-}
-
 // From where the focus is, the next unit that `fits` in the order of `compare`; round and round.
 function jump(fits, compare) {
   const all = drawn.flatMap((units, number) => units.map((unit, index) => ({ unit, number, index }))).filter(({ unit, number }) => fits(unit, number));
@@ -215,7 +190,7 @@ function jump(fits, compare) {
   all.sort((a, b) => compare(a, b));
   const here = all.findIndex(({ number, index }) => cells[number][index] === document.activeElement);
   const next = all[(here + 1) % all.length];
-  focusUnit(next.number, next.index);
+  focusOne(cells[next.number], next.index);
 }
 const nextBlamed = () => jump((unit) => unit.reward < 0, (a, b) => a.unit.reward - b.unit.reward);
 const nextSpan = () =>

@@ -18,7 +18,7 @@ function refresh() {
 
 function item(row) {
   const node = make("li");
-  node.id = "row-" + row.row;
+  node.id = rowId(row);
   node.setAttribute("role", "option");
   const what = paint(make("span", "what"), cut(opening(row).replace(/\s+/g, " "), 160));
   const best = row.responses[0];
@@ -26,21 +26,6 @@ function item(row) {
   node.append(what, make("span", "number", minus(best.score)), under);
   node.addEventListener("click", () => show(row));
   return node;
-}
-
-function select() {
-  at("rows").removeAttribute("aria-activedescendant");
-  for (const node of at("rows").children) {
-    const on = state.row !== null && node.id === "row-" + state.row.row;
-    node.setAttribute("aria-selected", on);
-    if (on) { at("rows").setAttribute("aria-activedescendant", node.id); node.scrollIntoView({ block: "nearest" }); }
-  }
-}
-
-function step(by) {
-  const here = state.found.indexOf(state.row);
-  const row = state.found[Math.max(0, Math.min(state.found.length - 1, here + by))];
-  if (row) show(row);
 }
 
 function show(row) {
@@ -53,21 +38,6 @@ function show(row) {
   at("announce").textContent = `Prompt ${row.row}, ${plural(row.responses.length, "response")}`;
   select();
   if (rows.length > 1) history.replaceState(null, "", "#row=" + row.row);
-}
-
-function promptNode(row) {
-  const turns = make("div", "turns");
-  turns.tabIndex = 0;
-  turns.setAttribute("role", "region");
-  turns.setAttribute("aria-label", "Prompt");
-  for (const [role, text] of row.prompt) {
-    const turn = make("p", "turn");
-    if (role) turn.append(make("span", "role", role));
-    turns.append(paint(turn, text));
-  }
-  const node = make("details", "prompt", make("summary", "", "Prompt"), turns);
-  node.open = true;
-  return node;
 }
 
 const ENDS = { eos: "ended by itself", stop: "ended at a stop string", length: "cut off at the limit" };
@@ -102,7 +72,7 @@ function fill(text, response) {
     if (start === end) { node.classList.add("end"); node.append(quoted(token)); }
     else paintUnit(node, response.text.slice(Math.max(start, written), end));
     written = Math.max(written, end);
-    if (response.rewards) tint(node, response.rewards[i]);
+    if (response.rewards) tint(node, response.rewards[i], data.scale);
     const value = response.rewards ? `, ${signed(response.rewards[i])}` : "";
     node.tabIndex = cells.length ? -1 : 0;
     node.setAttribute("role", "option");
@@ -121,57 +91,20 @@ function fill(text, response) {
   });
 }
 
-function focusOne(nodes, number) {
-  for (const node of nodes) node.tabIndex = -1;
-  nodes[number].tabIndex = 0;
-  nodes[number].focus();
-}
-
-function tint(node, reward) {
-  const strength = Math.min(1, Math.abs(reward) / data.scale) || 0;
-  const pole = reward < 0 ? "blamed" : "liked";
-  node.classList.add(pole);
-  if (strength > 0.02) node.style.setProperty("--tint", `color-mix(in oklab, var(--${pole}) ${(100 * strength ** 0.85).toFixed(1)}%, var(--paper))`);
-  if (reward < 0 && strength > 0.25) node.style.setProperty("--under", "var(--blamed-ink)");
-}
-
-function line(label, value, className = "", unit = "") {
-  return make("tr", "", make("th", "", label), make("td", className, value), make("td", "", make("small", "", unit)));
-}
-
 function tokenCard(response, i) {
   const logp = response.logps[i];
-  const table = make("table", "", line("log-probability", minus(logp), "", percent(logp)));
+  const table = make("table", "", line("log-probability", minus(logp), percent(logp)));
   if (response.rewards) {
     const reward = response.rewards[i];
     const sum = response.rewards.slice(0, i + 1).reduce((a, b) => a + b, 0);
-    table.append(line("implicit reward", signed(reward), signClass(reward), "β·nats"), line("prefix value after it", signed(sum), signClass(sum), "β·nats"));
+    table.append(line("implicit reward", signed(reward), "β·nats", signClass(reward)), line("prefix value after it", signed(sum), "β·nats", signClass(sum)));
   }
   return [make("span", "where", `${i + 1} of ${response.tokens.length}`), make("div", "name", short(quoted(response.tokens[i]), 160)), table];
 }
 
-// ---- The card ----------------------------------------------------------------------------------
-
 function enter(node, content) {
   leave();
-  const card = at("card");
-  node.classList.add("on");
-  node.setAttribute("aria-selected", "true");
-  node.setAttribute("aria-describedby", "card");
-  card.replaceChildren(...content);
-  card.hidden = false;
-  const box = node.getBoundingClientRect(), edge = 8;
-  const left = Math.max(edge, Math.min(box.left, innerWidth - card.offsetWidth - edge));
-  const above = box.top - card.offsetHeight - edge;
-  card.style.left = left + "px";
-  card.style.top = (box.bottom + edge + card.offsetHeight < innerHeight || above < 0 ? box.bottom + edge : above) + "px";
+  openCard(node, content);
 }
 
-function leave() {
-  at("card").hidden = true;
-  for (const node of document.querySelectorAll(".on")) {
-    node.classList.remove("on");
-    node.setAttribute("aria-selected", "false");
-    node.removeAttribute("aria-describedby");
-  }
-}
+const leave = closeCard;

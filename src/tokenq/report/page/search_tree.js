@@ -59,7 +59,7 @@ function ending(box) {
 function boxCard(box) {
   const head = [make("span", "where", box.rank ? "response " + box.rank : fateOf(box)), make("div", "name", short(box.tokens.map((token) => quoted(token.text)).join(" "), 160))];
   const table = make("table", "", line("score up to here", minus(box.score)));
-  if (box.log_ratio !== null) table.append(line("log-ratio of the stretch", signed(box.log_ratio), signClass(box.log_ratio), "nats"));
+  if (box.log_ratio !== null) table.append(line("log-ratio of the stretch", signed(box.log_ratio), "nats", signClass(box.log_ratio)));
   if (box.visits) table.append(line("visits", box.visits.toLocaleString("en")));
   if (box.value !== null) table.append(line("value", minus(box.value)));
   if (box.hidden) table.append(line("also tried behind it", plural(box.hidden, "token")));
@@ -103,41 +103,12 @@ function walkTree(event, tree, nodes, number) {
 
 // ---- Controls ----------------------------------------------------------------------------------
 
-const root = document.documentElement;
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const setTheme = (name) => { root.dataset.theme = name; };
-const otherTheme = () => setTheme(root.dataset.theme === "dark" ? "light" : "dark");
-setTheme(dark.matches ? "dark" : "light");
-dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
-at("theme").addEventListener("click", otherTheme);
 at("tools").hidden = !scored;
 at("low").textContent = "blamed " + signed(-data.scale, 2);
 at("high").textContent = signed(data.scale, 2) + " liked";
 
-let waiting = 0;
-at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(refresh, 120); });
-at("rows").addEventListener("keydown", (event) => {
-  const by = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -rows.length, End: rows.length }[event.key];
-  if (by) { event.preventDefault(); step(by); }
-});
-const KEYS = { j: () => step(1), k: () => step(-1), "/": () => at("search").focus(), t: otherTheme };
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") {
-    leave();
-    if (event.target === at("search")) { event.preventDefault(); at("rows").focus(); }
-    return;
-  }
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target === at("search")) return;
-  const act = Object.hasOwn(KEYS, event.key) && KEYS[event.key];
-  if (act) { event.preventDefault(); act(); }
-});
-
-if (rows.length <= 1) {
-  at("list-pane").hidden = true;
-  document.querySelector(".frame").classList.add("single");
-}
-const wanted = /row=(\d+)/.exec(location.hash);
-state.row = (wanted && rows.find((row) => row.row === Number(wanted[1]))) || null;
+browse();
+state.row = addressed();
 if (state.row) show(state.row);
 refresh();
 if (!rows.length) at("detail").append(make("p", "", "Nothing was found."));
