@@ -109,7 +109,7 @@ def _own(inner: PreTrainedModel) -> dict[str, Any]:
 
 def _attention(inner: PreTrainedModel) -> list[tuple[Any, str]]:
     """The attention implementation of each part's configuration, the whole model's first."""
-    configs = [getattr(part, "config", None) for part in inner.modules()]
+    configs: list[Any] = [getattr(part, "config", None) for part in inner.modules()]
     distinct = {id(each): each for each in configs if hasattr(each, "_attn_implementation")}
     return [(each, each._attn_implementation) for each in distinct.values()]
 

@@ -3,7 +3,6 @@
 import math
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -59,25 +58,12 @@ def fork(pair: ProbePair) -> int | None:
     return None
 
 
-@dataclass(frozen=True, eq=False)
 class Rows:
-    """Answers to prompts, whose tokens lie one behind the other: R rows, P tokens in all.
+    """Answers to prompts, whose tokens lie one behind the other: R rows, P tokens in all."""
 
-    Of a probe: chosen and rejected of pair 0, of pair 1 and so on, then the responses.
-    """
-
-    prompts: Sequence[Ids]
-    answers: Sequence[Ids]
-
-    @classmethod
-    def of(cls, probe: ProbeSet) -> "Rows":
-        """All rows of a probe."""
-        sides = [answer for pair in probe.pairs for answer in (pair.chosen, pair.rejected)]
-        prompts = [pair.prompt for pair in probe.pairs for _ in SIDES]
-        return cls(
-            prompts + [probe.pairs[each.pair].prompt for each in probe.responses],
-            sides + [each.ids for each in probe.responses],
-        )
+    def __init__(self, prompts: Sequence[Ids], answers: Sequence[Ids]) -> None:
+        self.prompts = prompts
+        self.answers = answers
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -109,34 +95,63 @@ class Rows:
         return self.sums(values) / self.lengths
 
 
-@dataclass(frozen=True, eq=False)
-class PairParts:
-    """Sums over the parts of the answers of N pairs, the first 2 N rows of a probe.
+class ProbeRows(Rows):
+    """The rows of a probe: chosen and rejected of pair 0, of pair 1 and so on, then the responses.
 
-    place: [P] 4 * row + part of each token
+    N pairs, M responses. `ends`: ids of end tokens
     """
 
-    place: NDArray[np.int64]
-    pairs: int
+    def __init__(self, probe: ProbeSet, ends: Collection[int]) -> None:
+        answers = [answer for pair in probe.pairs for answer in (pair.chosen, pair.rejected)]
+        prompts = [pair.prompt for pair in probe.pairs for _ in SIDES]
+        super().__init__(
+            prompts + [probe.pairs[each.pair].prompt for each in probe.responses],
+            answers + [each.ids for each in probe.responses],
+        )
+        self.probe = probe
+        self.ends = frozenset(ends)
 
-    @classmethod
-    def of(cls, pairs: Sequence[ProbePair], ends: Collection[int]) -> "PairParts":
-        """ends: ids of end tokens."""
+    def of_sides(self, by_row: Array) -> Array:
+        """The pairs' part of values [R]: [2, N]."""
+        return by_row[: self._sides].reshape(-1, len(SIDES)).T
+
+    def of_responses(self, by_row: Array) -> Array:
+        """The responses' part of values [R]: [M]."""
+        return by_row[self._sides :]
+
+    def of_parts(self, values: Array) -> Array:
+        """Sum values [P] over side and part of each pair, see `likelihood.PARTS`: [2, 4, N]."""
+        size = self._sides * len(PARTS)
+        flat = np.bincount(self._places, values[: len(self._places)], minlength=size)
+        return flat.reshape(-1, len(SIDES), len(PARTS)).transpose(1, 2, 0)
+
+    @cached_property
+    def forked(self) -> list[int]:
+        """[F] numbers of the pairs of which neither answer begins with the whole other one."""
+        return [n for n, pair in enumerate(self.probe.pairs) if fork(pair) is not None]
+
+    @cached_property
+    def fork_positions(self) -> NDArray[np.int64]:
+        """[2, F] positions of the chosen and of the rejected token that differ first."""
+        numbers = np.array(self.forked, dtype=np.int64)
+        shared = np.array([fork(self.probe.pairs[n]) for n in self.forked], dtype=np.int64)
+        return np.stack([self.starts[2 * numbers + side] + shared for side in range(len(SIDES))])
+
+    @property
+    def _sides(self) -> int:
+        return len(SIDES) * len(self.probe.pairs)
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """4 * row + part of each token of the pairs."""
         parts = [
             part
-            for pair in pairs
+            for pair in self.probe.pairs
             for ours, theirs in ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen))
-            for part in answer_parts(ours, theirs, ends)
+            for part in answer_parts(ours, theirs, self.ends)
         ]
-        lengths = [len(answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        return cls(len(PARTS) * owner + np.array(parts, dtype=np.int64), len(pairs))
-
-    def sums(self, values: Array) -> Array:
-        """Sum values of the pairs' tokens by side and part: [2, 4, N]."""
-        size = len(SIDES) * len(PARTS) * self.pairs
-        flat = np.bincount(self.place, values[: len(self.place)], minlength=size)
-        return flat.reshape(self.pairs, len(SIDES), len(PARTS)).transpose(1, 2, 0)
+        owner = np.repeat(np.arange(self._sides), self.lengths[: self._sides])
+        return len(PARTS) * owner + np.array(parts, dtype=np.int64)
 
 
 def _shuffled(rows: Any, seed: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,16 +21,14 @@ from tokenq.models.reference import AdapterOff, scoring
 from tokenq.monitor.borrowing import borrowed
 from tokenq.monitor.distributions import Distributions, distributions
 from tokenq.monitor.forks import moved_mass
-from tokenq.monitor.probe_texts import PairParts, Rows, fork, new_tokens_for
+from tokenq.monitor.probe_texts import ProbeRows, Rows, new_tokens_for
 from tokenq.monitor.readings import (
-    SIDES,
     Array,
     Baseline,
     ForkReading,
     Gain,
     PairReading,
     ProbePair,
-    ProbeResponse,
     ProbeSet,
     Reading,
     ResponseReading,
@@ -107,15 +105,9 @@ class Prober:
         self.probe = probe
         self.baseline = baseline
         self._reference = reference
-        self._ends = tuple(end_ids)
         self._options = options
-        self._rows = Rows.of(probe)
-        self._parts = PairParts.of(probe.pairs, self._ends)
+        self._rows = ProbeRows(probe, end_ids)
         self._embed = embed or _word_vectors(reference, probe.pairs)
-        forks = [fork(pair) for pair in probe.pairs]
-        self._forked = [number for number, place in enumerate(forks) if place is not None]
-        places = np.array([place for place in forks if place is not None], dtype=np.int64)
-        self._fork_at = _fork_positions(self._rows, self._forked, places)
 
     @classmethod
     def open(
@@ -151,12 +143,12 @@ class Prober:
         with borrowed(reference):
             responses = draw(reference, pairs, options.responses, new_tokens, end_ids, options.seed)
             probe = ProbeSet(pairs, responses, new_tokens)
-            rows = Rows.of(probe)
+            rows = ProbeRows(probe, end_ids)
             hidden = _hidden(reference, rows, options.token_budget)
             states = ReferenceStates.of(reference, hidden)
             found = distributions(states.head, hidden, rows.tokens)
         embed = embed or _word_vectors(states, pairs)
-        baseline = _baseline(probe, rows, PairParts.of(pairs, end_ids), hidden, found, embed)
+        baseline = _baseline(rows, hidden, found, embed)
         return cls(probe, baseline, states, end_ids, options, embed)
 
     def read(
@@ -210,7 +202,7 @@ class Prober:
         Raises UserError for a folder without the reference's states, or with those of another run.
         """
         states = ReferenceStates.load(folder, policy, reference)
-        tokens = int(Rows.of(setup.probe).lengths.sum())
+        tokens = len(ProbeRows(setup.probe, setup.end_ids).tokens)
         if len(states.hidden) != tokens:
             raise UserError(
                 f"{folder}: holds a reference's states at {len(states.hidden)} tokens, the probe "
@@ -220,14 +212,14 @@ class Prober:
         return cls(setup.probe, setup.baseline, states, setup.end_ids, options, embed)
 
     def _pairs(self, head: Head, hidden: Tensor, found: Distributions) -> PairReading:
-        by_side = _BySide(self._rows, len(self.probe.pairs))
+        rows = self._rows
         return PairReading(
-            logps=self._parts.sums(found.logps),
-            divergence=by_side.sums(found.divergence),
-            entropy=by_side.means(found.entropy),
-            peak=by_side.means(found.peak),
-            collision=by_side.means(found.collision),
-            taken=by_side.means(found.taken),
+            logps=rows.of_parts(found.logps),
+            divergence=rows.of_sides(rows.sums(found.divergence)),
+            entropy=rows.of_sides(rows.means(found.entropy)),
+            peak=rows.of_sides(rows.means(found.peak)),
+            collision=rows.of_sides(rows.means(found.collision)),
+            taken=rows.of_sides(rows.means(found.taken)),
             gradients=self._gradients(head, hidden) if self._options.gradients else None,
         )
 
@@ -241,40 +233,39 @@ class Prober:
         return np.array(columns).T
 
     def _forks(self, head: Head, hidden: Tensor, found: Distributions) -> ForkReading:
-        count = len(self.probe.pairs)
+        count, forked, at = len(self.probe.pairs), self._rows.forked, self._rows.fork_positions
         logps, other, toward = _nans(2, count), _nans(count), _nans(count)
         gains: list[list[Gain]] = [[] for _ in range(count)]
-        if self._forked:
-            at = torch.from_numpy(self._fork_at)
-            tokens = torch.tensor(self._rows.tokens)[at]
+        if forked:
+            states = torch.from_numpy(at[0])
             moved = moved_mass(
                 head,
-                hidden[at[0].to(hidden.device)],
-                self._reference.predictions(hidden.device, at[0]),
-                tokens.T,
+                hidden[states.to(hidden.device)],
+                self._reference.predictions(hidden.device, states),
+                torch.tensor(self._rows.tokens)[torch.from_numpy(at)].T,
                 self._reference.table,
                 self._options.gains,
             )
-            logps[:, self._forked] = found.logps[self._fork_at]
-            other[self._forked], toward[self._forked] = moved.other, moved.toward
-            for number, row in zip(self._forked, moved.gains, strict=True):
+            logps[:, forked] = found.logps[at]
+            other[forked], toward[forked] = moved.other, moved.toward
+            for number, row in zip(forked, moved.gains, strict=True):
                 gains[number] = row
         return ForkReading(logps, other, toward, gains)
 
     def _responses(self, found: Distributions) -> ResponseReading:
-        first = len(SIDES) * len(self.probe.pairs)
         rows = self._rows
         return ResponseReading(
-            log_ratio=rows.sums(found.logps)[first:] - self.baseline.response_logps,
-            divergence=rows.sums(found.divergence)[first:],
-            reverse=rows.sums(found.reverse)[first:],
-            entropy=rows.means(found.entropy)[first:],
+            log_ratio=rows.of_responses(rows.sums(found.logps)) - self.baseline.response_logps,
+            divergence=rows.of_responses(rows.sums(found.divergence)),
+            reverse=rows.of_responses(rows.sums(found.reverse)),
+            entropy=rows.of_responses(rows.means(found.entropy)),
         )
 
     def _samples(self, policy: nn.Module, step: int) -> SampleReading:
         options, pairs = self._options, self.probe.pairs
         seed = seed_of(options.seed, step)
-        drawn = draw(policy, pairs, options.samples, self.probe.new_tokens, self._ends, seed)
+        ends = self._rows.ends
+        drawn = draw(policy, pairs, options.samples, self.probe.new_tokens, ends, seed)
         rows = Rows([pairs[each.pair].prompt for each in drawn], [each.ids for each in drawn])
         log_ratio, divergence = _nans(len(drawn)), _nans(len(drawn))
         reference = self._reference.model
@@ -299,66 +290,30 @@ class Prober:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _BySide:
-    """Rows of N pairs as [2, N]."""
-
-    rows: Rows
-    pairs: int
-
-    def sums(self, values: Array) -> Array:
-        return self._sides(self.rows.sums(values))
-
-    def means(self, values: Array) -> Array:
-        return self._sides(self.rows.means(values))
-
-    def _sides(self, by_row: Array) -> Array:
-        return by_row[: len(SIDES) * self.pairs].reshape(-1, len(SIDES)).T
-
-
-def _baseline(
-    probe: ProbeSet,
-    rows: Rows,
-    parts: PairParts,
-    hidden: Tensor,
-    found: Distributions,
-    embed: Embed,
-) -> Baseline:
-    count = len(probe.pairs)
-    by_side = _BySide(rows, count)
+def _baseline(rows: ProbeRows, hidden: Tensor, found: Distributions, embed: Embed) -> Baseline:
+    pairs, responses = rows.probe.pairs, rows.probe.responses
     alike = [
         state_similarity(hidden[rows.span(2 * number)], hidden[rows.span(2 * number + 1)])
-        for number in range(count)
+        for number in range(len(pairs))
     ]
-    forks = [fork(pair) for pair in probe.pairs]
-    ref_fork = _nans(2, count)
-    for number, place in enumerate(forks):
-        if place is not None:
-            ref_fork[:, number] = found.logps[rows.starts[2 * number : 2 * number + 2] + place]
-    responses: Sequence[ProbeResponse] = probe.responses
-    first = len(SIDES) * count
+    ref_fork = _nans(2, len(pairs))
+    ref_fork[:, rows.forked] = found.logps[rows.fork_positions]
     return Baseline(
-        tokens=parts.sums(np.ones(len(rows.tokens))),
-        ref_logps=parts.sums(found.logps),
-        ref_entropy=by_side.means(found.entropy),
-        ref_peak=by_side.means(found.peak),
-        ref_collision=by_side.means(found.collision),
-        ref_taken=by_side.means(found.taken),
+        tokens=rows.of_parts(np.ones(len(rows.tokens))),
+        ref_logps=rows.of_parts(found.logps),
+        ref_entropy=rows.of_sides(rows.means(found.entropy)),
+        ref_peak=rows.of_sides(rows.means(found.peak)),
+        ref_collision=rows.of_sides(rows.means(found.collision)),
+        ref_taken=rows.of_sides(rows.means(found.taken)),
         ches=np.array([each.ches for each in alike]),
         ches_normalised=np.array([each.ches_normalised for each in alike]),
         ref_fork=ref_fork,
-        response_tokens=rows.lengths[first:].astype(np.float64),
-        response_logps=rows.sums(found.logps)[first:],
-        response_entropy=rows.sums(found.entropy)[first:],
-        ref_likeness=likeness(embed, probe.pairs, responses),
+        response_tokens=rows.of_responses(rows.lengths.astype(np.float64)),
+        response_logps=rows.of_responses(rows.sums(found.logps)),
+        response_entropy=rows.of_responses(rows.sums(found.entropy)),
+        ref_likeness=likeness(embed, pairs, responses),
         ref_repetition=np.array([repetition(each.ids) for each in responses]),
     )
-
-
-def _fork_positions(rows: Rows, forked: Sequence[int], places: Any) -> Any:
-    """[2, F] positions of the tokens that first differ, by side."""
-    numbers = np.array(forked, dtype=np.int64)
-    return np.stack([rows.starts[2 * numbers + side] + places for side in range(len(SIDES))])
 
 
 def _hidden(model: nn.Module | AdapterOff, rows: Rows, token_budget: int) -> Tensor:
