@@ -215,8 +215,8 @@ def _displacement() -> None:
             f"{name}_beyond_kl",
             f"beta * sum over the {name} answer's tokens of [log pi - log pi_ref + KL(pi_ref || "
             "pi) of the token's state]. What the answer lost or won beyond what the reference's "
-            "own tokens lose on average in the same states: 0 in expectation if the reference wrote "
-            "the answer. Mean over pairs.",
+            "own tokens lose on average in the same states: 0 in expectation if the reference "
+            "wrote the answer. Mean over pairs.",
             REWARD,
             f"{_STAR}, eq. 16, state by state",
             FORWARD,
