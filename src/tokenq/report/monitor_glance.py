@@ -1,0 +1,88 @@
+"""A run in a few lines: what the page and the terminal say before any figure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenq.monitor.identity import Interval
+from tokenq.monitor.readings import HELD_OUT, History
+from tokenq.report.monitor_charts import Values, values
+from tokenq.report.monitor_numbers import duration, share
+
+_ROWS = (
+    ("chosen reward", "β·nats", ("likelihood/chosen_reward", "rewards/chosen")),
+    ("rejected reward", "β·nats", ("likelihood/rejected_reward", "rewards/rejected")),
+    ("reference’s own responses", "β·nats", ("likelihood/expected_reward",)),
+    ("−β·KL(reference ‖ policy)", "β·nats", ("likelihood/minus_beta_kl",)),
+    ("margin", "β·nats", ("likelihood/margin", "rewards/margins")),
+    ("accuracy of the reward", "share", ("likelihood/accuracy", "rewards/accuracies")),
+    ("accuracy of the likelihood", "share", ("likelihood/ranking_accuracy",)),
+    ("mass displaced at the fork", "probability", ("likelihood/fork_other",)),
+    ("log-prob of the top token", "nats", ("likelihood/peak_chosen",)),
+    ("entropy on responses", "nats", ("likelihood/entropy_responses",)),
+    ("length of samples", "tokens", ("likelihood/sample_tokens",)),
+    ("loss", "nats", ("loss",)),
+)
+"""Label, unit and the measure, or where no probe has been made what logs call it."""
+
+_WIDTH, _HEIGHT = 96.0, 20.0
+
+
+@dataclass(frozen=True)
+class GlanceRow:
+    """A measure from its first to its last value; `course`: all means in order."""
+
+    label: str
+    unit: str
+    start: Interval
+    now: Interval
+    course: Sequence[float]
+
+    @property
+    def path(self) -> str:
+        """Points of a polyline in a box of 96 by 20."""
+        course = self.course if len(self.course) > 1 else [*self.course, *self.course]
+        low, high = min(course), max(course)
+        scale = (_HEIGHT - 4) / (high - low) if high > low else 0.0
+        places = (
+            (_WIDTH * i / (len(course) - 1), _HEIGHT - 2 - scale * (value - low))
+            for i, value in enumerate(course)
+        )
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+
+
+def glance(history: History, known: Values | None = None) -> list[GlanceRow]:
+    """The main measures that the history has; `known`: its `values`, where they are at hand."""
+    known = values(history) if known is None else known
+    rows = []
+    for label, unit, names in _ROWS:
+        points = next((known[name] for name in names if name in known), None)
+        if points:
+            course = [interval.mean for _, interval in points]
+            rows.append(GlanceRow(label, unit, points[0][1], points[-1][1], course))
+    return rows
+
+
+def facts(history: History) -> list[tuple[str, str]]:
+    """What stands above all else: the step, and how the run was watched."""
+    steps = [reading.step for reading in history.readings]
+    steps += [int(line["step"]) for line in history.logs if "step" in line]
+    found = [("Step", f"{max(steps, default=0):,}")]
+    if history.setup is None or not history.readings:
+        return [*found, ("Log lines", f"{len(history.logs):,}")]
+    pairs = history.setup.probe.pairs
+    held_out = sum(pair.source == HELD_OUT for pair in pairs)
+    found += [
+        ("Probes", f"{len(history.readings):,}"),
+        ("Pairs", f"{held_out} held out, {len(pairs) - held_out} trained on"),
+        ("β", f"{history.setup.beta:g}"),
+    ]
+    spent, trained = seconds(history)
+    if trained > 0:
+        found.append(("In the monitor", f"{duration(spent)}, {share(spent / trained)}"))
+    return found
+
+
+def seconds(history: History) -> tuple[float, float]:
+    """What the probes took, and the run until the last of them (probes included)."""
+    spent = sum(reading.seconds for reading in history.readings)
+    return spent, max((reading.training_seconds for reading in history.readings), default=0.0)
