@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenq.monitor.callback import Monitor as Monitor
     from tokenq.monitor.filtering import FilterSummary as FilterSummary
     from tokenq.monitor.filtering import filter_pairs as filter_pairs
     from tokenq.monitor.identity import KLIdentity as KLIdentity
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tokenq.monitor.likelihood import LikelihoodSplit as LikelihoodSplit
     from tokenq.monitor.likelihood import answer_parts as answer_parts
     from tokenq.monitor.likelihood import likelihood_split as likelihood_split
+    from tokenq.monitor.logs import run_history as run_history
     from tokenq.monitor.measures import MEASURES as MEASURES
     from tokenq.monitor.measures import Measure as Measure
     from tokenq.monitor.measures import measured as measured
@@ -31,6 +33,7 @@ _HOMES = {
     "LikelihoodSplit": "likelihood",
     "MEASURES": "measures",
     "Measure": "measures",
+    "Monitor": "callback",
     "MonitorFolder": "journal",
     "PairSimilarity": "similarity",
     "ProbeOptions": "probing",
@@ -42,6 +45,7 @@ _HOMES = {
     "measured": "measures",
     "metrics": "measures",
     "pair_similarities": "similarity",
+    "run_history": "logs",
     "probe_pairs": "probe_texts",
 }
 __all__ = list(_HOMES)
