@@ -36,6 +36,8 @@ Table = Array
 
 START, END = 0, 1
 VOCABULARY, WIDTH, NEW_TOKENS = 24, 8, 24
+COMMON = 2.0
+"""What all hidden states have in common, in each of their numbers, as those of real models have."""
 BETA = 0.1
 STEPS = tuple(range(0, 201, 20))
 
@@ -147,8 +149,8 @@ def _world(draw: np.random.Generator, made: Kind, pairs: int) -> World:
     count = 2 * pairs
     embedding = draw.normal(size=(VOCABULARY, WIDTH))
     prompt, token = draw.normal(0, 0.5, (count, 1, WIDTH)), draw.normal(size=(VOCABULARY, WIDTH))
-    hidden = prompt + token[None]
-    logits = 1.5 * hidden @ embedding.T / WIDTH**0.5
+    logits = 1.5 * (prompt + token[None]) @ embedding.T / WIDTH**0.5
+    hidden = COMMON + prompt + token[None]
     logits[:, :, START] = -20.0
     others = np.delete(logits, END, axis=2)
     logits[:, :, END] = np.logaddexp.reduce(others, axis=2) - 2.2
@@ -234,11 +236,20 @@ def _near_duplicates(
     return answer, (*answer[:at], token, *answer[at + 1 :])
 
 
+def _likelier(
+    world: World, draw: np.random.Generator, prompt: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Near-duplicates of which the chosen one has the likelier token."""
+    rejected, chosen = _near_duplicates(world, draw, prompt)
+    return chosen, rejected
+
+
 _ANSWERS: Mapping[str, Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "best_worst": _best_worst,
     "demonstrated": _demonstrated,
     "foreign": _foreign,
     "near_duplicates": _near_duplicates,
+    "likelier": _likelier,
 }
 
 
@@ -523,6 +534,7 @@ def _logs(
         logps = texts.totals(_policy(world, made.shift(world, share) + started))
         batch = draw.choice(rows, size=min(16, len(rows)), replace=False)
         rewards = BETA * (logps - first)[:, batch]
+        rewards = rewards + BETA * draw.normal(0, 0.5, rewards.shape)
         margins = rewards[0] - rewards[1]
         lines.append(
             {
@@ -593,6 +605,10 @@ def _squeezing(world: World, share: float) -> Table:
     return _learning(world, share) + 1.0 * _rise(share) * world.reference
 
 
+def _flattening(world: World, share: float) -> Table:
+    return _learning(world, share) - 0.4 * _rise(share) * world.reference.clip(-6)
+
+
 def _overfitting(world: World, share: float) -> Table:
     own = _on_answers(world, 1.0, -1.0)
     return (
@@ -612,12 +628,12 @@ def _ending(amount: float) -> Shift:
 
 
 def _repeating(world: World, share: float) -> Table:
-    return _learning(world, share) + 4.0 * _rise(share) * np.eye(VOCABULARY)[None]
+    return _learning(world, share) + 3.2 * _rise(share) * np.eye(VOCABULARY)[None]
 
 
 def _overconfident(world: World, share: float) -> Table:
     """Margins grow large with signs that are right for little more than half of the pairs."""
-    signs = np.where(np.arange(len(world.chosen)) % 20 < 11, 1.0, -1.0)[:, None, None]
+    signs = np.where(np.arange(len(world.chosen)) % 2, 1.0, -1.0)[:, None, None]
     return 5.0 * _rise(share) * signs * _on_answers(world, 0.5, -0.5)
 
 
@@ -625,9 +641,9 @@ def _ranking(world: World, share: float) -> Table:
     """Most pairs gain a little, those that the reference ranks right by little lose much."""
     chosen, rejected = _Pairs.of(world).totals(world.reference)
     gap = chosen - rejected
-    losing = (gap > 0) & (gap < np.quantile(gap[gap > 0], 0.6))
-    signs = np.where(losing, -1.5, 0.15)[:, None, None]
-    return 2.0 * _rise(share) * signs * _on_answers(world, 0.5, -0.5)
+    losing = (gap > 0) & (gap < np.quantile(gap[gap > 0], 0.4))
+    signs = np.where(losing, -3.0, 0.8)[:, None, None]
+    return _rise(share) * signs * _on_answers(world, 0.5, -0.5)
 
 
 def _nothing(world: World, share: float) -> Table:
@@ -635,11 +651,13 @@ def _nothing(world: World, share: float) -> Table:
 
 
 def _demonstrations(world: World, share: float) -> Table:
-    return 0.7 * _rise(share) * world.quality[None, None]
+    """Learns, and moves about for no reason besides, as training on few pairs does."""
+    moved = np.random.default_rng(0).normal(0, 0.8, world.reference.shape)
+    return _rise(share) * (0.5 * world.quality[None, None] + moved)
 
 
 def _far(world: World, share: float) -> Table:
-    return 1.9 * _rise(share) * world.quality[None, None]
+    return 3.0 * _rise(share) * world.quality[None, None]
 
 
 def _unstable(world: World, share: float) -> Table:
@@ -711,17 +729,17 @@ KINDS: Mapping[str, Kind] = {
     "shared_prefix": Kind(_shared_falls, "near_duplicates"),
     "squeezing": Kind(_squeezing),
     "overfitting": Kind(_overfitting),
-    "length_drift": Kind(_ending(-1.0)),
-    "shortening": Kind(_ending(1.5)),
+    "length_drift": Kind(_ending(-2.2)),
+    "shortening": Kind(_ending(2.0)),
     "never_ending": Kind(_ending(-6.0)),
     "repetition": Kind(_repeating),
-    "wrong_reference": Kind(_far, drawn=0.5),
+    "wrong_reference": Kind(_flattening, drawn=0.5),
     "start_gap": Kind(_learning, start=0.5, lines=_starts_elsewhere),
     "sft_gap": Kind(_learning, "foreign"),
     "near_duplicates": Kind(_nothing, "near_duplicates"),
     "overconfident": Kind(_overconfident),
     "kl_budget": Kind(_far),
-    "ranking": Kind(_ranking),
+    "ranking": Kind(_ranking, "likelier"),
     "not_learning": Kind(_nothing),
     "unstable": Kind(_unstable, lines=_spikes),
     "not_finite": Kind(_learning, lines=_not_finite),
