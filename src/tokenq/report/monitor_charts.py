@@ -3,17 +3,14 @@
 How they are drawn is in `monitor_figures.py`; the page's tables are made of the same lines.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tokenq.monitor.identity import Interval
-from tokenq.monitor.measures import measured
 from tokenq.monitor.readings import HELD_OUT, History, Reading, Setup
-
-Values = Mapping[str, Sequence[tuple[int, Interval]]]
-"""Of each measure the steps at which it is known, in order."""
+from tokenq.monitor.summary import Values, values
 
 _REWARD, _NATS, _SHARE, _TOKENS = "β·nats", "nats", "share", "tokens"
 _PART_ROLES = {"shared": "soft", "first": "accent", "later": "chosen", "end": "second"}
@@ -374,7 +371,7 @@ REFERENCE = (
 def charts(history: History, known: Values | None = None) -> list[Chart]:
     """Every figure that the history has values for, in the order of the page.
 
-    known: the history's :func:`values`, where they are at hand
+    known: the history's `values`, where they are at hand
     """
     known = values(history) if known is None else known
     found = [chart for plan in _PLANS if (chart := _chart(plan, known)) is not None]
@@ -382,29 +379,6 @@ def charts(history: History, known: Values | None = None) -> list[Chart]:
         found += [_margin_path(known), *_similarities(history.setup, history.readings[-1])]
     order = list(GROUPS)
     return sorted(found, key=lambda chart: order.index(chart.group))
-
-
-def values(history: History) -> Values:
-    """Every measure at every step, with intervals where probes were made; of logs what they say."""
-    known: dict[str, list[tuple[int, Interval]]] = {}
-    if history.setup is not None:
-        for reading in history.readings:
-            for name, interval in measured(history.setup, reading).items():
-                known.setdefault(name, []).append((reading.step, interval))
-    probed = set(known)
-    for line in history.logs:
-        for name, value in line.items():
-            if name not in probed and _is_number(value) and "step" in line:
-                known.setdefault(name, []).append(
-                    (int(line["step"]), Interval(float(value), None, None))
-                )
-    return known
-
-
-def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
-    )
 
 
 def _chart(plan: _Plan, known: Values) -> Chart | None:

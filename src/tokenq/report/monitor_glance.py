@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenq.monitor.identity import Interval
+from tokenq.monitor.measures import difference, rows
 from tokenq.monitor.readings import HELD_OUT, History
-from tokenq.report.monitor_charts import Values, values
+from tokenq.monitor.summary import Values, last_step, seconds, values
 from tokenq.report.monitor_numbers import duration, share
 
 _ROWS = (
     ("chosen reward", "β·nats", ("likelihood/chosen_reward", "rewards/chosen")),
     ("rejected reward", "β·nats", ("likelihood/rejected_reward", "rewards/rejected")),
-    ("reference’s own responses", "β·nats", ("likelihood/expected_reward",)),
+    ("reference’s responses", "β·nats", ("likelihood/expected_reward",)),
     ("−β·KL(reference ‖ policy)", "β·nats", ("likelihood/minus_beta_kl",)),
     ("margin", "β·nats", ("likelihood/margin", "rewards/margins")),
     ("accuracy of the reward", "share", ("likelihood/accuracy", "rewards/accuracies")),
@@ -29,12 +30,17 @@ _WIDTH, _HEIGHT = 96.0, 20.0
 
 @dataclass(frozen=True)
 class GlanceRow:
-    """A measure from its first to its last value; `course`: all means in order."""
+    """A measure from its first to its last value.
+
+    change: from first to last, pair by pair where it is known of the same pairs
+    course: all means in order
+    """
 
     label: str
     unit: str
     start: Interval
     now: Interval
+    change: Interval
     course: Sequence[float]
 
     @property
@@ -53,20 +59,30 @@ class GlanceRow:
 def glance(history: History, known: Values | None = None) -> list[GlanceRow]:
     """The main measures that the history has; `known`: its `values`, where they are at hand."""
     known = values(history) if known is None else known
-    rows = []
+    found = []
     for label, unit, names in _ROWS:
-        points = next((known[name] for name in names if name in known), None)
-        if points:
-            course = [interval.mean for _, interval in points]
-            rows.append(GlanceRow(label, unit, points[0][1], points[-1][1], course))
-    return rows
+        name = next((name for name in names if name in known), None)
+        if name is not None:
+            (first, start), (last, now) = known[name][0], known[name][-1]
+            change = _change(history, name, first, last)
+            if change is None:
+                change = Interval(now.mean - start.mean, None, None)
+            course = [interval.mean for _, interval in known[name]]
+            found.append(GlanceRow(label, unit, start, now, change, course))
+    return found
+
+
+def _change(history: History, name: str, first: int, last: int) -> Interval | None:
+    read = {reading.step: reading for reading in history.readings}
+    if history.setup is None or first not in read or last not in read:
+        return None
+    now, then = (rows(history.setup, read[step]) for step in (last, first))
+    return difference(now[name], then[name]).interval() if name in now and name in then else None
 
 
 def facts(history: History) -> list[tuple[str, str]]:
     """What stands above all else: the step, and how the run was watched."""
-    steps = [reading.step for reading in history.readings]
-    steps += [int(line["step"]) for line in history.logs if "step" in line]
-    found = [("Step", f"{max(steps, default=0):,}")]
+    found = [("Step", f"{last_step(history):,}")]
     if history.setup is None or not history.readings:
         return [*found, ("Log lines", f"{len(history.logs):,}")]
     pairs = history.setup.probe.pairs
@@ -77,12 +93,6 @@ def facts(history: History) -> list[tuple[str, str]]:
         ("β", f"{history.setup.beta:g}"),
     ]
     spent, trained = seconds(history)
-    if trained > 0:
+    if trained:
         found.append(("In the monitor", f"{duration(spent)}, {share(spent / trained)}"))
     return found
-
-
-def seconds(history: History) -> tuple[float, float]:
-    """What the probes took, and the run until the last of them (probes included)."""
-    spent = sum(reading.seconds for reading in history.readings)
-    return spent, max((reading.training_seconds for reading in history.readings), default=0.0)

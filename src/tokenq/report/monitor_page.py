@@ -7,20 +7,24 @@ template; figures hold none of a data set's. Its own parts are `page/monitor.*`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tokenq.monitor.decision import Decision, decide
 from tokenq.monitor.findings.finding import SEVERITIES, Finding
+from tokenq.monitor.findings.rules import findings
 from tokenq.monitor.identity import Interval
 from tokenq.monitor.measures import MEASURES, Measure
 from tokenq.monitor.readings import History
+from tokenq.monitor.summary import values
 from tokenq.report.html import part
-from tokenq.report.monitor_charts import GROUPS, REFERENCE, Chart, Line, charts, values
+from tokenq.report.monitor_charts import GROUPS, REFERENCE, Chart, Line, charts
 from tokenq.report.monitor_figures import drawn
 from tokenq.report.monitor_glance import GlanceRow, facts, glance
 from tokenq.report.monitor_numbers import amount, bounded, chance, opening, share
+from tokenq.report.monitor_terminal import VERDICTS
 from tokenq.report.monitor_texts import (
     ForkExample,
     GainingToken,
@@ -31,17 +35,6 @@ from tokenq.report.monitor_texts import (
     sample_examples,
 )
 from tokenq.storage import write_text
-
-if TYPE_CHECKING:
-    from tokenq.monitor.decision import Decision
-
-VERDICTS = {
-    "expected": "Expected",
-    "harmful": "Harmful",
-    "undecided": "Not decided yet",
-    "not negative": "It is not negative",
-}
-"""How the verdicts of `decide` are called on pages and in the terminal."""
 
 LOGS_ONLY = (
     "Only the trainer’s logs are known of this run. A probe would add what they cannot say: "
@@ -72,7 +65,7 @@ def write_monitor_page(path: Path, history: History, *, tokenizer: Any = None) -
     page = environment.get_template("monitor.html").render(
         view=_view(history, Words(tokenizer)),
         css=Markup(part(environment, "page.css") + part(environment, "monitor.css")),
-        js=Markup(part(environment, "monitor.js")),
+        js=Markup(part(environment, "theme.js") + part(environment, "monitor.js")),
     )
     write_text(path, page)
 
@@ -116,7 +109,7 @@ class _View:
     reference: str
     beta: float | None
     facts: Sequence[tuple[str, str]]
-    decision: "Decision"
+    decision: Decision
     verdict: str
     findings: Sequence[tuple[Finding, Sequence[tuple[str, str]]]]
     counted: str
@@ -139,9 +132,6 @@ class _View:
 
 
 def _view(history: History, words: Words) -> _View:
-    from tokenq.monitor.decision import decide
-    from tokenq.monitor.findings.rules import findings
-
     setup, decision, found = history.setup, decide(history), findings(history)
     known = values(history)
     shown = charts(history, known)

@@ -1,12 +1,5 @@
-// ---- Light and dark, and the values under the pointer ------------------------------------------
+// ---- A key for the theme, and the values under the pointer ------------------------------------------
 
-const root = document.documentElement;
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const setTheme = (name) => { root.dataset.theme = name; };
-const otherTheme = () => setTheme(root.dataset.theme === "dark" ? "light" : "dark");
-setTheme(dark.matches ? "dark" : "light");
-dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
-document.getElementById("theme").addEventListener("click", otherTheme);
 addEventListener("keydown", (event) => {
   if (event.key === "t" && !event.ctrlKey && !event.metaKey && !event.altKey) otherTheme();
 });
