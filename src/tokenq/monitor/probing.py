@@ -143,11 +143,30 @@ class Prober:
         with borrowed(reference):
             responses = draw(reference, pairs, options.responses, new_tokens, end_ids, options.seed)
             probe = ProbeSet(pairs, responses, new_tokens)
-            rows = ProbeRows(probe, end_ids)
+            return cls.on(probe, reference, end_ids, options, embed=embed)
+
+    @classmethod
+    def on(
+        cls,
+        probe: ProbeSet,
+        reference: nn.Module | AdapterOff,
+        end_ids: Collection[int],
+        options: ProbeOptions | None = None,
+        *,
+        embed: Embed | None = None,
+    ) -> Self:
+        """Open a prober on texts that are there already, responses of this reference among them.
+
+        Arguments as in :meth:`open`.
+        """
+        options = options or ProbeOptions()
+        _check(probe.pairs)
+        rows = ProbeRows(probe, end_ids)
+        with borrowed(reference):
             hidden = _hidden(reference, rows, options.token_budget)
             states = ReferenceStates.of(reference, hidden)
             found = distributions(states.head, hidden, rows.tokens)
-        embed = embed or _word_vectors(states, pairs)
+        embed = embed or _word_vectors(states, probe.pairs)
         baseline = _baseline(rows, hidden, found, embed)
         return cls(probe, baseline, states, end_ids, options, embed)
 
