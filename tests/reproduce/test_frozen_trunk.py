@@ -10,6 +10,7 @@ from tiny_training import tiny_llama
 from tokenq.models import token_logps
 from tokenq.models.loading import disable_dropout
 from tokenq.reproduce.frozen_trunk import FrozenTrunk, freeze_trunk
+from tokenq.search import sample
 
 PROMPTS = [[5, 6, 7], [5, 6, 7], [8, 9]]
 RESPONSES = [[10, 11], [12, 13, 14], [15, 16]]
@@ -65,3 +66,14 @@ def test_known_rows_do_not_run_the_layers_again(monkeypatch: pytest.MonkeyPatch)
 def test_some_layers_have_to_stay_on_both_sides(upper: int) -> None:
     with pytest.raises(ValueError, match="accepted: 1 to 1"):
         freeze_trunk(tiny_llama(layers=2), upper=upper)
+
+
+def test_generation_keeps_its_cache(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_llama(layers=3)
+    plain = copy.deepcopy(model)
+    freeze_trunk(model, upper=1)
+    ours, theirs = (sample(m, PROMPTS, 4, 6, seed=1) for m in (model, plain))
+    assert [[r.token_ids for r in row] for row in ours] == [
+        [r.token_ids for r in row] for row in theirs
+    ]
+    assert "cannot share a cache" not in caplog.text

@@ -2,13 +2,18 @@
 
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import datasets
 from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
 
 from tokenq.reproduce.objective_arms import Arm
 from tokenq.training import PreferenceConfig, PreferenceTrainer
@@ -43,12 +48,15 @@ def adapter_trained(
     arm: Arm,
     recipe: Recipe,
     seed: int,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Iterator[PeftModel]:
     """Train an adapter on tokenised `rows` and hand out the policy; afterwards the adapter is gone.
 
-    model:   the start and the reference of the run; left as it was
-    adapted: regular expression of the linear layers that get an adapter
-    seed:    of the order and of the adapter's first weights
+    model:     the start and the reference of the run; left as it was
+    adapted:   regular expression of the linear layers that get an adapter
+    seed:      of the order and of the adapter's first weights
+    callbacks: of the trainer
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = PreferenceTrainer(
@@ -80,6 +88,7 @@ def adapter_trained(
                 lora_alpha=2 * recipe.lora_r,
                 target_modules=adapted,
             ),
+            callbacks=list(callbacks),
         )
         policy = trainer.model
         assert isinstance(policy, PeftModel)

@@ -19,8 +19,8 @@ class FrozenTrunk(nn.Module):
     The output of a prompt depends on its own input states, that of a response on its prompt's and
     its own, while the weights stay as they are: each is known again in whatever pack it comes. A
     pack of which all is known is not computed. (How rows are packed together moves the last digits
-    of a computed output, so that a remembered one may differ by those.) Calls without a layout
-    (generation) go through the layers as ever.
+    of a computed output, so that a remembered one may differ by those.) Calls without a layout, as
+    in generation, go through the layers as ever.
 
     differentiable: pass gradients to the input; nothing is remembered then, nor looked up
     """
@@ -38,7 +38,8 @@ class FrozenTrunk(nn.Module):
         """Return the states after the last layer, [1, T, H]."""
         if tree is None:
             return self._through(hidden_states, *args, **kwargs)
-        if self.differentiable:
+        # Generation hands over other objects in its place, which keep keys and values.
+        if self.differentiable or not isinstance(tree, TreeLayout):
             return self._through(hidden_states, *args, tree=tree, **kwargs)
         parts = _parts(hidden_states[0], tree)
         if not all(key in self._known for _, _, key in parts):
