@@ -141,9 +141,47 @@ def test_options_that_forbid_tokens_hold_for_samples() -> None:
             assert one.details["sampled_logp"] > one.score
 
 
-def test_a_response_that_cannot_go_on_is_told() -> None:
-    with pytest.raises(UserError, match="prompt 0: every token is forbidden after 0 of"):
-        greedy(sharp("llama", V, 1), PROMPTS[:1], 6, logits_processor=[Banned(range(V))])
+class Forbidden:
+    """Nothing may follow these sequences."""
+
+    def __init__(self, *sequences: list[int]) -> None:
+        self.sequences = sequences
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        for row, sequence in enumerate(ids.tolist()):
+            if sequence in self.sequences:
+                scores[row] = -torch.inf
+        return scores
+
+
+def test_a_prompt_behind_which_nothing_may_follow_has_no_response() -> None:
+    model, dead = sharp("llama", V, 1), Forbidden(PROMPTS[0])
+    for method in (greedy, sample):
+        expected = method(model, PROMPTS[1:], max_new_tokens=6)
+        found = method(model, PROMPTS, max_new_tokens=6, logits_processor=[dead])
+        assert found[0] == []
+        assert [row[0].token_ids for row in found[1:]] == [row[0].token_ids for row in expected]
+    assert list(greedy(model, PROMPTS[:1], 6, logits_processor=[Banned(range(V))])) == [[]]
+
+
+def test_a_response_that_cannot_go_on_is_left_out() -> None:
+    model = sharp("llama", V, 1)
+    whole = sample(model, PROMPTS, 8, 6, min_new_tokens=4, seed=2)
+    lost = whole[1][3].token_ids[:3]
+    found = sample(
+        model,
+        PROMPTS,
+        8,
+        6,
+        min_new_tokens=4,
+        seed=2,
+        logits_processor=[Forbidden([*PROMPTS[1], *lost])],
+    )
+    kept = [[one for one in row if one.token_ids[:3] != lost] for row in whole]
+    assert len(kept[1]) < 8
+    assert [[one.token_ids for one in row] for row in found] == [
+        [one.token_ids for one in row] for row in kept
+    ]
 
 
 class Counting:

@@ -215,3 +215,15 @@ def test_one_beam_is_an_ordinary_sample() -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(UserError, match="num_beams is 0; accepted: 1 or more"):
         stochastic_beam_search(sharp("llama", V, 1), PROMPTS, 0)
+
+
+def test_a_prompt_behind_which_nothing_may_follow_is_named() -> None:
+    def forbid(ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill(
+            torch.tensor([row == PROMPTS[1] for row in ids.tolist()])[:, None], -torch.inf
+        )
+
+    with pytest.raises(UserError, match="prompt 1: every token is forbidden after 0 of"):
+        stochastic_beam_search(
+            sharp("llama", V, 1), PROMPTS, 3, max_new_tokens=4, logits_processor=[forbid]
+        )

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenq.errors import UserError
 from tokenq.search.decoding import Decoding, DecodingOptions, whole
 from tokenq.search.results import SearchResults
 from tokenq.search.running import Batch, Found, run
@@ -52,8 +51,9 @@ def greedy(
 
     It is beam search of width 1, and, without processors, greedy `generate` of `transformers`. A
     processor whose result depends on the scale of what it is shown, such as a repetition penalty,
-    acts here on log-probabilities, there on logits. A result's score is its log-probability.
-    Raises UserError for options out of range and prompts that the models cannot read.
+    acts here on log-probabilities, there on logits. A result's score is its log-probability. A
+    prompt has no result where every token is forbidden before its response has ended. Raises
+    UserError for options out of range and prompts that the models cannot read.
     """
     settings = Decoding(max_new_tokens=max_new_tokens, **decoding)
     target = Target.of(pair_or_model)
@@ -86,8 +86,9 @@ def sample(
     decoding:      see :class:`Decoding`
 
     `score` and `logps` of a result are the policy's own; details["sampled_logp"] is the response's
-    log-probability under the law that it was drawn from, nats. Raises UserError for options out of
-    range and prompts that the models cannot read.
+    log-probability under the law that it was drawn from, nats. Samples that come to where every
+    token is forbidden are left out. Raises UserError for options out of range and prompts that the
+    models cannot read.
     """
     options = SampleOptions(num_return_sequences, Warping(temperature, top_k, top_p, min_p), seed)
     settings = Decoding(max_new_tokens=max_new_tokens, **decoding)
@@ -130,7 +131,8 @@ def drawn_tokens(logps: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
 def grow(batch: Batch, count: int, choose: Choose) -> list[list[Found]]:
     """`count` responses behind each prompt, a token each at every step, until all have ended.
 
-    Response number p * count + j is the j-th behind prompt p of the batch.
+    Response number p * count + j is the j-th behind prompt p of the batch. Those that come to where
+    every token is forbidden are left out.
     """
     branches, rules = batch.branches, batch.rules
     frontier = branches.open()
@@ -140,7 +142,12 @@ def grow(batch: Batch, count: int, choose: Choose) -> list[list[Found]]:
     step = 0
     while len(going):
         allowed = rules.allowed(branches, frontier.nodes, frontier.searched)
-        check_possible(batch, frontier.prompts, allowed, step)
+        dead = allowed.amax(-1) == -torch.inf
+        if dead.any():
+            possible = ~dead.cpu()[rows]
+            going, rows, allowed = going[possible], rows[possible], allowed[~dead]
+            if not len(going):
+                break
         tokens, logps = choose(allowed, going, step)
         step += 1
         moves = frontier.moves(rows, tokens)
@@ -212,8 +219,10 @@ class _Responses:
 
     def found(self) -> list[list[Found]]:
         """The ended responses of each prompt."""
-        every = [one for one in self.ended if one is not None]
-        return [every[start : start + self.count] for start in range(0, len(every), self.count)]
+        return [
+            [one for one in self.ended[start : start + self.count] if one is not None]
+            for start in range(0, len(self.ended), self.count)
+        ]
 
     def _trace(self, number: int, token: int, logp: float) -> None:
         """Responses that begin alike share nodes; `visits` says how many go through each."""
@@ -230,15 +239,3 @@ class _Responses:
 def _likeliest(logps: Tensor, responses: Tensor, step: int) -> tuple[Tensor, Tensor]:
     best = logps.max(-1)
     return best.indices, best.values
-
-
-def check_possible(batch: Batch, prompts: Tensor, allowed: Tensor, step: int) -> None:
-    """Raise UserError where nothing may follow a row; allowed: [R, V], of prompts [R]."""
-    dead = (allowed.amax(-1) == -torch.inf).nonzero()
-    if len(dead):
-        number = batch.numbers[int(prompts[int(dead[0])])]
-        raise UserError(
-            f"prompt {number}: every token is forbidden after {step} of the response; accepted: "
-            "options (bad_words_ids, no_repeat_ngram_size, min_new_tokens, logits_processor) that "
-            "leave one"
-        )

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenq.errors import UserError
 from tokenq.models.branching.branches import Frontier, Moves
 from tokenq.search.decoding import Decoding, DecodingOptions, whole
 from tokenq.search.results import SearchResult, SearchResults
 from tokenq.search.running import Batch, Found, run
-from tokenq.search.sampling import check_possible
 from tokenq.search.target import Given, Prompt, Target
 from tokenq.search.warping import Warping
 
@@ -149,7 +149,7 @@ def _search(
     while any(lot.logps for lot in lots):
         step += 1
         allowed = batch.rules.allowed(branches, frontier.nodes, frontier.searched)
-        check_possible(batch, frontier.prompts, allowed, step - 1)
+        _check_possible(batch, frontier.prompts, allowed, step - 1)
         law = torch.log_softmax(options.warping(allowed).double(), -1)
         going: list[Tensor] = []
         for prompt, lot in enumerate(lots):
@@ -288,3 +288,15 @@ def _traced(
         trace.add(parents[row], int(moves.tokens[n]), float(values[n]), float(moves.searched[n]))
         for n, row in enumerate(rows)
     ]
+
+
+def _check_possible(batch: Batch, prompts: Tensor, allowed: Tensor, step: int) -> None:
+    """Raise UserError where nothing may follow a row; allowed: [R, V], of prompts [R]."""
+    dead = (allowed.amax(-1) == -torch.inf).nonzero()
+    if len(dead):
+        number = batch.numbers[int(prompts[int(dead[0])])]
+        raise UserError(
+            f"prompt {number}: every token is forbidden after {step} of the response; accepted: "
+            "options (bad_words_ids, no_repeat_ngram_size, min_new_tokens, logits_processor) that "
+            "leave one"
+        )
