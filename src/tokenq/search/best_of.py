@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 
 from tokenq.errors import UserError
 from tokenq.search.decoding import Decoding, DecodingOptions, is_number, whole
+from tokenq.search.prefixes import told_numbers
 from tokenq.search.results import SearchResult, SearchResults
 from tokenq.search.running import run
 from tokenq.search.sampling import SampleOptions, samples
@@ -160,22 +161,11 @@ def _judged(
             distinct.setdefault(key, (prompt, one))
     given = list(distinct.values())
     answered = _scores(given, options) if given else []
-    try:
-        scores = [float(score) for score in answered]
-    except (TypeError, ValueError):
-        raise UserError(
-            f"the judge gave {answered!r:.60}; accepted: a number for each of {len(given)} "
-            "responses"
-        ) from None
-    if len(scores) != len(given):
-        raise UserError(
-            f"the judge gave {len(scores)} scores for {len(given)} responses; accepted: one each"
-        )
+    scores = told_numbers(answered, len(given), "judge", "responses")
     for score, (_, one) in zip(scores, given, strict=True):
         if math.isnan(score):
             raise UserError(
-                f"the judge gave no number (nan) for {one.text or one.token_ids!r}; accepted: "
-                "numbers"
+                f"judge returned nan for {one.text or one.token_ids!r}; accepted: numbers"
             )
     of = dict(zip(distinct, scores, strict=True))
     return [[of[key] for key in theirs] for theirs in keys]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -38,23 +39,30 @@ def asked_once(
         return []
     if not callable(function):
         raise UserError(f"{name} is {function!r:.60}; accepted: a function of prefixes")
-    given = function(distinct)
-    try:
-        told = [float(value) for value in given]
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{name} returned {given!r:.60}; accepted: a number for each of {len(distinct)} "
-            "prefixes"
-        ) from None
-    if len(told) != len(distinct):
-        raise UserError(
-            f"{name} returned {len(told)} numbers for {len(distinct)} prefixes; accepted: one each"
-        )
+    told = told_numbers(function(distinct), len(distinct), name, "prefixes")
     wrong = next((value for value in told if not math.isfinite(value)), None)
     if wrong is not None:
         raise UserError(f"{name} returned {wrong}; accepted: finite numbers")
     known = dict(zip(distinct, told, strict=True))
     return [known[prefix] for prefix in prefixes]
+
+
+def told_numbers(given: Any, count: int, name: str, things: str) -> list[float]:
+    """What a user's function returned for `count` things, as floats.
+
+    Raises UserError, with `name` and `things` in the message, unless it is a number each.
+    """
+    try:
+        told = [float(value) for value in given]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{name} returned {given!r:.60}; accepted: a number for each of {count} {things}"
+        ) from None
+    if len(told) != count:
+        raise UserError(
+            f"{name} returned {len(told)} numbers for {count} {things}; accepted: one each"
+        )
+    return told
 
 
 def continued(branches: Branches, nodes: Tensor, tokens: Tensor) -> list[Prefix]:
