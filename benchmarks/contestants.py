@@ -65,6 +65,7 @@ def tokenq(job: Job, callback: TrainerCallback, **settings: Any) -> Trainer:
         token_budget=job.token_budget,
         reference_cache_dir=str(job.folder / "reference"),
         train_sampling_strategy="sequential",
+        monitor=False,
         **settings,
     )
     return PreferenceTrainer(

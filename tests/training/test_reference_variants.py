@@ -246,7 +246,7 @@ def moving(folder: Path, **options: Any) -> PreferenceTrainer:
 
 
 def reference_weights(trainer: PreferenceTrainer) -> list[Tensor]:
-    model: Any = trainer.reference._scorer  # type: ignore[union-attr]
+    model: Any = trainer.reference.scorer  # type: ignore[union-attr]
     return [weight.detach().clone() for weight in model.parameters()]
 
 

@@ -184,7 +184,7 @@ class Monitor(TrainerCallback):
                 tokenizer,
             )
         given = {name: value for name, value in self._given.items() if value is not None}
-        return replace(found, **given, off=None if given.get("held_out") else found.off)
+        return replace(found, **given, off=None if "held_out" in given else found.off)
 
     def _guarded(
         self,

@@ -4,7 +4,8 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArgument
 
 from tokenq.models.branching.step_model import end_tokens
 from tokenq.models.forward import causal_lm
-from tokenq.models.reference import running_in
+from tokenq.models.reference import AdapterOff, running_in
 from tokenq.monitor.findings.finding import SEVERITIES, Finding
 from tokenq.monitor.findings.rules import findings
 from tokenq.monitor.journal import MonitorFolder
-from tokenq.monitor.measures import measured, metrics
+from tokenq.monitor.measures import metrics
 from tokenq.monitor.probe_texts import new_tokens_for
 from tokenq.monitor.probing import ProbeOptions, Prober
 from tokenq.monitor.readings import HELD_OUT, TRAINED, History, ProbePair, Reading, Setup
@@ -112,6 +113,7 @@ class Session:
         folder = _opened(root)
         if state.global_step and (root / REFERENCE_FILE).exists():
             folder.resume(state.global_step)
+            (root / SUMMARY_FILE).unlink(missing_ok=True)  # it says that the run has ended
             prober, schedule = _taken_up(folder, model, run, settings, args, state)
         elif state.global_step and run.reference is None:
             raise NotWatched(
@@ -153,8 +155,11 @@ class Session:
         begun = time.perf_counter()
         self._write_page()
         self.schedule.charge(time.perf_counter() - begun)
-        summary = self._summary()
-        write_text(self.folder.root / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        from tokenq.monitor.summary import write_summary
+
+        write_summary(
+            self.folder.root, self.history, ended=True, monitor_seconds=self.schedule.spent
+        )
         say(
             self._args,
             f"{len(self._readings)} readings in {self.schedule.spent:.1f} s, "
@@ -173,7 +178,9 @@ class Session:
         reading = replace(
             reading,
             seconds=seconds,
-            training_seconds=self.schedule.trained + self.schedule.spent + seconds,
+            training_seconds=self.schedule.trained
+            + sum(earlier.seconds for earlier in self._readings)
+            + seconds,
         )
         self.folder.append_reading(reading)
         self._readings.append(reading)
@@ -213,20 +220,6 @@ class Session:
         self.schedule.charge(seconds)
         self._mark += seconds
 
-    def _summary(self) -> dict[str, Any]:
-        last = self._readings[-1]
-        return {
-            "steps": last.step,
-            "readings": len(self._readings),
-            "training_seconds": self.schedule.trained,
-            "monitor_seconds": self.schedule.spent,
-            "overhead": self.schedule.overhead,
-            "measures": {
-                name: vars(interval) for name, interval in measured(self._setup, last).items()
-            },
-            "findings": [each.to_dict() for each in findings(self.history)],
-        }
-
     def _write_page(self) -> None:
         from tokenq.report.monitor_page import write_monitor_page
 
@@ -262,6 +255,7 @@ def _set_up(
     state: TrainerState,
 ) -> tuple[Prober, Schedule]:
     """Draw the probe, let the reference write and be read, and write it all down."""
+    begun = time.perf_counter()
     options = settings.options
     held_out = _rows(run, run.held_out, HELD_OUT)
     trained = _rows(run, run.trained, TRAINED)
@@ -282,7 +276,7 @@ def _set_up(
     held_out_pairs = _draw(held_out, HELD_OUT, options)
     reference = model if run.reference is None else run.reference
     ends = _end_ids(model, run)
-    with running_in(_autocast(args), model):
+    with running_in(_autocast(args), model), _frozen(run.reference):
         prober = Prober.open(
             reference, held_out_pairs, _draw(trained, TRAINED, options), ends, options
         )
@@ -306,6 +300,7 @@ def _set_up(
             "budget": settings.budget,
             "every": settings.steps,
             "options": asdict(options),
+            "opening_seconds": time.perf_counter() - begun,
         },
     )
     folder.write_setup(setup)
@@ -325,11 +320,12 @@ def _taken_up(
     history = folder.history()
     assert history.setup is not None
     options = ProbeOptions(**history.setup.facts["options"])
-    with running_in(_autocast(args), model):
+    with running_in(_autocast(args), model), _frozen(run.reference):
         prober = Prober.load(folder.root, history.setup, model, options, reference=run.reference)
     spent = sum(reading.seconds for reading in history.readings)
-    total = history.readings[-1].training_seconds if history.readings else 0.0
-    return prober, _schedule(settings, options, state, trained=total - spent, spent=spent)
+    trained = history.readings[-1].training_seconds - spent if history.readings else 0.0
+    spent += float(history.setup.facts["opening_seconds"])
+    return prober, _schedule(settings, options, state, trained=trained, spent=spent)
 
 
 def _schedule(
@@ -394,6 +390,23 @@ def _sharded(model: nn.Module) -> bool:
     return any(
         isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters()
     )
+
+
+@contextmanager
+def _frozen(reference: nn.Module | AdapterOff | None) -> Iterator[None]:
+    """Let a model that serves as the reference only say that it is not trained, which TRL does not.
+
+    A reference that stays as it is can read the policy's samples later.
+    """
+    weights = list(reference.parameters()) if isinstance(reference, nn.Module) else []
+    flags = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
 
 
 def _autocast(args: TrainingArguments) -> torch.dtype | None:

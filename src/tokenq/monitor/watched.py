@@ -32,7 +32,8 @@ class Watched:
 
     held_out:  rows that training does not see, None where there are none
     trained:   rows that it sees
-    reference: what rewards are measured against; None: the policy before its first step
+    reference: what rewards are measured against, a model that stays as it is; None: the policy
+               before its first step
     beta:      implicit rewards are beta times log-ratios in nats
     facts:     settings worth showing beside the curves
     off:       why there is nothing to monitor, or None
@@ -66,10 +67,12 @@ def watched(trainer: Any) -> Watched:
             f"monitor: {type(trainer).__name__} has no rows with {', '.join(IDS)}; accepted: "
             "PreferenceTrainer, TRL's DPOTrainer, or Monitor(held_out=rows) as a plain callback"
         )
+    moving = bool(getattr(args, "sync_ref_model", False))
+    reference = None if moving else getattr(trainer, "ref_model", None)
     return Watched(
         held_out,
         trained if _columns(trained) else None,
-        reference_of(trainer.model, getattr(trainer, "ref_model", None)),
+        reference_of(trainer.model, reference),
         getattr(trainer, "processing_class", None),
         getattr(args, "beta", None),
         getattr(args, "max_length", None),

@@ -77,6 +77,7 @@ def adapter_trained(
                 save_strategy="no",
                 logging_strategy="no",
                 report_to="none",
+                monitor=False,
                 disable_tqdm=True,
                 use_cpu=True,
             ),

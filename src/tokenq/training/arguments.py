@@ -124,6 +124,7 @@ GROUPS = {
         "eval_strategy", "eval_steps", "per_device_eval_batch_size", "metric_for_best_model",
         "load_best_model_at_end", "early_stopping_patience", "early_stopping_threshold",
     ],
+    "monitor": ["monitor", "monitor_budget", "monitor_steps", "monitor_samples"],
     "output": [
         "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "save_strategy",
         "save_steps", "save_total_limit", "logging_steps", "report_to", "run_name", "push_to_hub",

@@ -200,6 +200,28 @@ class PreferenceConfig(TrainingArguments):
         default=False, metadata={"help": "Compile the model layer by layer with torch.compile."}
     )
 
+    # The monitor
+    monitor: bool = field(
+        default=True,
+        metadata={
+            "help": "Watch what training on pairs does to likelihoods, and say early when it goes "
+            "wrong: readings, findings and a report in output_dir/monitor. The training itself is "
+            "the same with and without."
+        },
+    )
+    monitor_budget: float = field(
+        default=0.03,
+        metadata={"help": "Share in (0, 1] of the training time that the monitor may take."},
+    )
+    monitor_steps: int | None = field(
+        default=None,
+        metadata={"help": "Read every so many optimiser steps instead, whatever it costs."},
+    )
+    monitor_samples: int = field(
+        default=16,
+        metadata={"help": "Responses that the policy writes in a reading with samples; 0: none."},
+    )
+
     # Stopping
     early_stopping_patience: int | None = field(
         default=None,
@@ -243,6 +265,11 @@ class PreferenceConfig(TrainingArguments):
             raise UserError(
                 f"ref_model_mixup_alpha: must lie in (0, 1], got {self.ref_model_mixup_alpha}"
             )
+        if not 0.0 < self.monitor_budget <= 1.0:
+            raise UserError(f"monitor_budget: must lie in (0, 1], got {self.monitor_budget}")
+        if self.monitor_samples < 0:
+            raise UserError(f"monitor_samples: must be 0 or more, got {self.monitor_samples}")
+        _positive("monitor_steps", self.monitor_steps)
         for name in ("max_length", "max_prompt_length", "early_stopping_patience"):
             _positive(name, getattr(self, name))
         _one_of("truncation_mode", self.truncation_mode, TRUNCATION_MODES)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenq.errors import UserError
+from tokenq.monitor.journal import FOLDER
 from tokenq.storage import write_text
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ SESSION_ONLY = {
     "dataloader_persistent_workers", "push_to_hub", "hub_token", "hub_model_id", "hub_strategy",
     "hub_private_repo", "hub_always_push", "hub_revision", "token_budget", "compile_layers",
     "reference_cache_dir", "ddp_timeout", "local_rank", "save_total_limit",
+    "monitor", "monitor_budget", "monitor_steps", "monitor_samples",
 }  # fmt: skip
 """Settings that may change between sessions of a run: the trajectory does not depend on them."""
 
@@ -70,8 +72,8 @@ def refuse_other_run(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Delete the checkpoints and the record of an earlier run, and nothing else."""
-    for path in [*folder.glob("checkpoint-*"), *folder.glob(".*.part")]:
+    """Delete the checkpoints, the readings and the record of an earlier run, and nothing else."""
+    for path in [*folder.glob("checkpoint-*"), *folder.glob(".*.part"), *folder.glob(FOLDER)]:
         logger.warning("removing %s", path)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / RECORD_FILE).unlink(missing_ok=True)

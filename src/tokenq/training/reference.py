@@ -57,6 +57,11 @@ class CachedReference:
             prompts, responses, token_budget=args.token_budget, progress=not args.disable_tqdm
         )
 
+    @property
+    def scorer(self) -> Scorer | None:
+        """The model; None where it is the policy before its first step."""
+        return None if self._is_policy else self._cache.reference
+
     def logps(self, prompts: list[Ids], responses: list[Ids]) -> list[Tensor]:
         """See :class:`Reference`."""
         return self._cache.lookup(prompts, responses)
@@ -78,7 +83,7 @@ class LiveReference:
         autocast: torch.dtype | None,
     ) -> None:
         self.identity = identity
-        self._scorer = scorer
+        self.scorer = scorer
         self._token_budget = token_budget
         self._autocast = autocast
 
@@ -87,13 +92,13 @@ class LiveReference:
 
     def logps(self, prompts: list[Ids], responses: list[Ids]) -> list[Tensor]:
         """See :class:`Reference`."""
-        with scoring(self._scorer) as model, running_in(self._autocast, model):
-            return token_logps(self._scorer, prompts, responses, token_budget=self._token_budget)
+        with scoring(self.scorer) as model, running_in(self._autocast, model):
+            return token_logps(self.scorer, prompts, responses, token_budget=self._token_budget)
 
     def predictions(self, pack: Pack) -> Predictions:
         """Return the whole next-token distributions at the pack's target positions."""
-        with scoring(self._scorer) as model, running_in(self._autocast, model):
-            return reference_predictions(self._scorer, pack)
+        with scoring(self.scorer) as model, running_in(self._autocast, model):
+            return reference_predictions(self.scorer, pack)
 
     def release_policy(self) -> None:
         """Nothing to do: a live reference is a model of its own, or the base under the adapter."""

@@ -7,7 +7,7 @@ forward, the exact combination of parts, the metrics, and checkpoints that are w
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from tokenq.errors import UserError
 from tokenq.models.forward import compile_layers, enable_packed
 from tokenq.models.loading import load_tokenizer
 from tokenq.models.packing import pack_trees
+from tokenq.monitor.watched import Watched
 from tokenq.training import failures
 from tokenq.training.batches import Batch, Collator, micro_batches
 from tokenq.training.card import model_card
@@ -41,6 +42,7 @@ from tokenq.training.config import PreferenceConfig, fsdp_requested
 from tokenq.training.dataset import Split, answers, check_lengths, prepare_split
 from tokenq.training.metrics import MetricWindow, means, merge
 from tokenq.training.mixture import Mixture
+from tokenq.training.monitoring import describe, monitor_of
 from tokenq.training.moving_reference import MovingReference, SyncReference
 from tokenq.training.policy import name_of, positions_of, trainable_policy
 from tokenq.training.preflight import check_writable
@@ -185,6 +187,14 @@ class PreferenceTrainer(ResumableTrainer):
             for split in self.splits.values():
                 self.rewards.fill(*answers(split), args)
             self.rewards.release()
+        monitor = monitor_of(args)
+        if monitor is not None:
+            monitor.attach(self)
+
+    def watched(self) -> Watched:
+        """Say what a monitor has to know of the runs."""
+        found = describe(self.splits, self.mixture, self.reference, self.args, self.model_name)
+        return replace(found, tokenizer=self._tokenizer)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; on CPU, FSDP2 is honoured instead of quietly becoming DDP."""
