@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenq.monitor.callback import Monitor as Monitor
+    from tokenq.monitor.decision import Decision as Decision
+    from tokenq.monitor.decision import decide as decide
     from tokenq.monitor.filtering import FilterSummary as FilterSummary
     from tokenq.monitor.filtering import filter_pairs as filter_pairs
     from tokenq.monitor.identity import KLIdentity as KLIdentity
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from tokenq.monitor.similarity import pair_similarities as pair_similarities
 
 _HOMES = {
+    "Decision": "decision",
     "FilterSummary": "filtering",
     "KLIdentity": "identity",
     "LikelihoodSplit": "likelihood",
@@ -39,6 +42,7 @@ _HOMES = {
     "ProbeOptions": "probing",
     "Prober": "probing",
     "answer_parts": "likelihood",
+    "decide": "decision",
     "filter_pairs": "filtering",
     "kl_identity": "identity",
     "likelihood_split": "likelihood",
