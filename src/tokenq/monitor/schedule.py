@@ -17,7 +17,6 @@ _PLANNED = 8
 """Readings that the size of a probe leaves room for."""
 _SAFETY = 0.8
 _SHARES = (1.0, 0.75, 0.5, 0.375, 0.25)
-_LEAST = {"held_out": 8, "trained": 4, "responses": 8, "samples": 0}
 MOST_PROBES = 50
 _WARM_UP = 3
 """Steps whose durations must be known before their median says anything."""
@@ -51,33 +50,30 @@ class Lengths:
         return responses * (self.prompt + WRITE_COST * self.new_tokens)
 
 
-def fitted(
-    options: ProbeOptions, lengths: Lengths, allowance: float, *, readings: int = 0
-) -> ProbeOptions | None:
+def fitted(options: ProbeOptions, lengths: Lengths, allowance: float) -> ProbeOptions | None:
     """Return the largest probe, `options` at most, that a run can afford; None if it affords none.
 
     allowance: forwards of one token that the monitor may cost in all
-    readings:  how many are wanted at least; 0: some eight, and fewer for the smallest probe
 
-    A probe is made smaller in all its parts alike, and given up where the smallest one's set-up
-    and its readings at both ends of the run cost too much.
+    A probe is made smaller in all its parts alike while there is no room for some eight readings.
+    The smallest one may have fewer, and is given up where its set-up and the readings at both ends
+    of the run cost too much.
     """
-    wanted = readings or _PLANNED
     for share in _SHARES:
         smaller = _scaled(options, share)
-        cost = lengths.opening(smaller) + wanted * lengths.reading(smaller)
+        cost = lengths.opening(smaller) + _PLANNED * lengths.reading(smaller)
         if cost + lengths.sampling(smaller) <= _SAFETY * allowance:
             return smaller
-    least = replace(
-        options, **{name: min(getattr(options, name), count) for name, count in _LEAST.items()}
-    )
-    cost = lengths.opening(least) + (readings or 2) * lengths.reading(least)
+    least = _scaled(options, 0.0)
+    cost = lengths.opening(least) + 2 * lengths.reading(least)
     return least if cost <= allowance else None
 
 
 def _scaled(options: ProbeOptions, share: float) -> ProbeOptions:
+    """A share of every part, but no less than some: 8 held-out pairs, or 8 that training sees."""
+    fewest = {"held_out": 8, "trained": 4 if options.held_out else 8, "responses": 8, "samples": 0}
     counts = {}
-    for name, least in _LEAST.items():
+    for name, least in fewest.items():
         full: int = getattr(options, name)
         counts[name] = max(min(full, least), math.ceil(full * share))
     return replace(options, **counts)

@@ -30,12 +30,13 @@ from tokenq.monitor.probing import ProbeOptions, Prober
 from tokenq.monitor.readings import HELD_OUT, TRAINED, History, ProbePair, Reading, Setup
 from tokenq.monitor.reference_states import FILE as REFERENCE_FILE
 from tokenq.monitor.schedule import Due, Lengths, Schedule, fitted
+from tokenq.monitor.summary import FINDINGS_FILE, SUMMARY_FILE, write_summary
 from tokenq.monitor.watched import PairRows, Watched, name_of
 from tokenq.storage import write_text
 
 logger = logging.getLogger(__name__)
 
-FINDINGS_FILE, SUMMARY_FILE, PAGE_FILE = "findings.json", "summary.json", "report.html"
+PAGE_FILE = "report.html"
 STEP_COST, ADAPTER_STEP_COST = 3.0, 2.2
 """Forwards that training on a token costs: in full, and of an adapter only."""
 
@@ -155,8 +156,6 @@ class Session:
         begun = time.perf_counter()
         self._write_page()
         self.schedule.charge(time.perf_counter() - begun)
-        from tokenq.monitor.summary import write_summary
-
         write_summary(
             self.folder.root, self.history, ended=True, monitor_seconds=self.schedule.spent
         )
@@ -256,30 +255,15 @@ def _set_up(
 ) -> tuple[Prober, Schedule]:
     """Draw the probe, let the reference write and be read, and write it all down."""
     begun = time.perf_counter()
-    options = settings.options
     held_out = _rows(run, run.held_out, HELD_OUT)
     trained = _rows(run, run.trained, TRAINED)
-    pairs = [*_draw(held_out, HELD_OUT, options), *_draw(trained, TRAINED, options)]
-    if not pairs:
-        raise NotWatched("the run has no preference pairs to read")
-    lengths = _lengths(pairs, options)
-    options = replace(options, new_tokens=round(lengths.new_tokens))
-    if settings.steps is None:
-        affordable = settings.budget * _cost_of_training(model, pairs, args, state)
-        smaller = fitted(options, lengths, affordable)
-        if smaller is None:
-            raise NotWatched(
-                f"the run is too short to be read within {settings.budget:.0%} of its time; give "
-                "steps (in a config monitor_steps) to read it all the same"
-            )
-        options = smaller
+    options = _affordable(held_out, trained, model, settings, args, state)
     held_out_pairs = _draw(held_out, HELD_OUT, options)
+    trained_pairs = _draw(trained, TRAINED, options)
     reference = model if run.reference is None else run.reference
     ends = _end_ids(model, run)
     with running_in(_autocast(args), model), _frozen(run.reference):
-        prober = Prober.open(
-            reference, held_out_pairs, _draw(trained, TRAINED, options), ends, options
-        )
+        prober = Prober.open(reference, held_out_pairs, trained_pairs, ends, options)
     if not held_out_pairs:
         say(args, "no held-out pairs: only pairs that training sees are read; give eval rows")
     setup = Setup(
@@ -306,6 +290,39 @@ def _set_up(
     folder.write_setup(setup)
     prober.save(folder.root)
     return prober, _schedule(settings, options, state)
+
+
+def _affordable(
+    held_out: PairRows | None,
+    trained: PairRows | None,
+    model: nn.Module,
+    settings: Settings,
+    args: TrainingArguments,
+    state: TrainerState,
+) -> ProbeOptions:
+    """How much is read of these rows, within the budget. Raises NotWatched for nothing."""
+    options = settings.options
+    drawn = [_draw(held_out, HELD_OUT, options), _draw(trained, TRAINED, options)]
+    pairs = [pair for part in drawn for pair in part]
+    if not pairs:
+        raise NotWatched("the run has no preference pairs to read")
+    lengths = _lengths(pairs, options)
+    options = replace(
+        options,
+        held_out=len(drawn[0]),
+        trained=len(drawn[1]),
+        new_tokens=round(lengths.new_tokens),
+    )
+    if settings.steps is not None:
+        return options
+    allowance = settings.budget * _cost_of_training(model, pairs, args, state)
+    smaller = fitted(options, lengths, allowance)
+    if smaller is None:
+        raise NotWatched(
+            f"the run is too short to be read within {settings.budget:.0%} of its time; give "
+            "steps (in a config monitor_steps) to read it all the same"
+        )
+    return smaller
 
 
 def _taken_up(
