@@ -447,3 +447,26 @@ def test_likeness_by_the_users_own_encoder() -> None:
     for response, found in zip(prober.probe.responses, prober.baseline.ref_likeness, strict=True):
         # Centred at length 4, the chosen answer (3) and the rejected one (5) lie opposite.
         assert found == pytest.approx(-2 * np.sign(len(response.ids) - 4))
+
+
+def test_mixed_precision_of_the_caller_changes_little_and_starts_at_zero() -> None:
+    policy = llama(seed=2)
+    plain = Prober.open(policy, held_out(), trained(), [END], OPTIONS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prober = Prober.on(plain.probe, policy, [END], OPTIONS)
+        reading = prober.read(policy, 0)
+    assert not reading.responses.log_ratio.any()
+    assert not reading.pairs.divergence.any()
+    assert (prober.baseline.ref_logps != plain.baseline.ref_logps).any()
+    close(prober.baseline.ref_logps, plain.baseline.ref_logps, 0.1)
+
+
+def test_a_small_budget_of_tokens_changes_nothing() -> None:
+    policy = llama(seed=2)
+    small = ProbeOptions(responses=5, samples=4, new_tokens=6, token_budget=20)
+    probers = [Prober.open(policy, held_out(), trained(), [END], each) for each in (OPTIONS, small)]
+    assert probers[0].probe == probers[1].probe
+    move(policy)
+    readings = [prober.read(policy, 1) for prober in probers]
+    close(readings[0].pairs.logps, readings[1].pairs.logps)
+    close(readings[0].responses.divergence, readings[1].responses.divergence)

@@ -73,7 +73,7 @@ def distributions(
                 columns.append(_swept_(ours[block], targets[part][block], reference_rows))
     if not columns:
         return Distributions(*np.empty((len(fields(Distributions)), 0)))
-    return Distributions(*torch.cat(columns, dim=1).double().cpu().numpy())
+    return Distributions(*torch.cat(columns, dim=1).cpu().double().numpy())
 
 
 def logits(

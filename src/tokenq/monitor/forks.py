@@ -61,7 +61,7 @@ def _nearer(table: Tensor, tokens: Tensor) -> Tensor:
     """[F, V] 1 where a token's row of the table has the greater cosine with the chosen token's, -1
     where with the rejected one's, 0 where with both the same."""
     # The length of the token's own row is in both cosines.
-    sides = torch.nn.functional.normalize(table[tokens].double(), dim=-1)
+    sides = torch.nn.functional.normalize(table[tokens.to(table.device)].double(), dim=-1)
     return ((sides[:, 0] - sides[:, 1]).to(table.dtype) @ table.T).sign()
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenq.errors import UserError
-from tokenq.models.forward import causal_lm, response_hidden
-from tokenq.models.head import Head, Predictions
+from tokenq.models.forward import causal_lm, embedding_weight, response_hidden
+from tokenq.models.head import Head
 from tokenq.models.logps import TOKEN_BUDGET
 from tokenq.models.reference import AdapterOff, scoring
 from tokenq.monitor.borrowing import borrowed
@@ -37,6 +37,7 @@ from tokenq.monitor.readings import (
 )
 from tokenq.monitor.reference_states import ReferenceStates
 from tokenq.monitor.samples import (
+    Drawing,
     Embed,
     WordVectors,
     context_of,
@@ -141,7 +142,8 @@ class Prober:
         if room is not None:
             new_tokens = max(1, min(new_tokens, room - min(len(pair.prompt) for pair in pairs)))
         with borrowed(reference):
-            responses = draw(reference, pairs, options.responses, new_tokens, end_ids, options.seed)
+            law = Drawing(new_tokens, tuple(end_ids), options.seed, options.token_budget)
+            responses = draw(reference, pairs, options.responses, law)
             probe = ProbeSet(pairs, responses, new_tokens)
             return cls.on(probe, reference, end_ids, options, embed=embed)
 
@@ -183,7 +185,7 @@ class Prober:
             with scoring(policy) as model:
                 hidden = _hidden(model, self._rows, self._options.token_budget)
                 head = Head.of(causal_lm(model))
-                reference = self._reference.predictions(hidden.device)
+                reference = self._reference.predictions()
                 found = distributions(head, hidden, self._rows.tokens, reference)
                 pairs = self._pairs(head, hidden, found)
                 forks = self._forks(head, hidden, found)
@@ -244,7 +246,7 @@ class Prober:
 
     def _gradients(self, head: Head, hidden: Tensor) -> Array:
         columns = []
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             for number, pair in enumerate(self.probe.pairs):
                 ours, theirs = (hidden[self._rows.span(2 * number + side)] for side in (0, 1))
                 found = head_gradients(head, (ours, pair.chosen), (theirs, pair.rejected))
@@ -260,7 +262,7 @@ class Prober:
             moved = moved_mass(
                 head,
                 hidden[states.to(hidden.device)],
-                self._reference.predictions(hidden.device, states),
+                self._reference.predictions(states),
                 torch.tensor(self._rows.tokens)[torch.from_numpy(at)].T,
                 self._reference.table,
                 self._options.gains,
@@ -282,9 +284,13 @@ class Prober:
 
     def _samples(self, policy: nn.Module, step: int) -> SampleReading:
         options, pairs = self._options, self.probe.pairs
-        seed = seed_of(options.seed, step)
-        ends = self._rows.ends
-        drawn = draw(policy, pairs, options.samples, self.probe.new_tokens, ends, seed)
+        law = Drawing(
+            self.probe.new_tokens,
+            tuple(self._rows.ends),
+            seed_of(options.seed, step),
+            options.token_budget,
+        )
+        drawn = draw(policy, pairs, options.samples, law)
         rows = Rows([pairs[each.pair].prompt for each in drawn], [each.ids for each in drawn])
         log_ratio, divergence = _nans(len(drawn)), _nans(len(drawn))
         reference = self._reference.model
@@ -294,8 +300,7 @@ class Prober:
             with scoring(policy) as model:
                 hidden = _hidden(model, rows, options.token_budget)
                 head = Head.of(causal_lm(model))
-                predictions = Predictions(self._reference.head, theirs.to(hidden.device))
-                found = distributions(head, hidden, rows.tokens, predictions)
+                found = distributions(head, hidden, rows.tokens, self._reference.at(theirs))
             log_ratio = rows.sums(found.logps - found.ref_logps)
             divergence = rows.sums(found.reverse)
         return SampleReading(
@@ -338,7 +343,9 @@ def _baseline(rows: ProbeRows, hidden: Tensor, found: Distributions, embed: Embe
 def _hidden(model: nn.Module | AdapterOff, rows: Rows, token_budget: int) -> Tensor:
     """The states [P, H] that the tokens of `rows` are predicted from."""
     with scoring(model) as active:
-        return torch.cat(response_hidden(active, rows.prompts, rows.answers, token_budget))
+        states = torch.cat(response_hidden(active, rows.prompts, rows.answers, token_budget))
+        # Mixed precision may leave them in half, and the head is read without it.
+        return states.to(embedding_weight(causal_lm(active)).dtype)
 
 
 def _word_vectors(reference: ReferenceStates, pairs: Sequence[ProbePair]) -> WordVectors:

@@ -28,13 +28,11 @@ class ReferenceStates:
 
     hidden: [P, H] on the CPU: the states from which the probe's tokens are predicted
     head:   its head, which training does not change
-    table:  [V, H] its output embeddings
     model:  the reference itself where it stays as it is, to read further texts; else None
     """
 
     hidden: Tensor
     head: Head
-    table: Tensor
     model: nn.Module | AdapterOff | None
 
     @classmethod
@@ -42,14 +40,25 @@ class ReferenceStates:
         """Keep the hidden states; of a model that can be trained also a copy of its head."""
         head = scoring_head(reference)
         if _stays(reference):
-            return cls(hidden.cpu(), head, _table(reference), reference)
+            return cls(hidden.cpu(), head, reference)
         module = copy.deepcopy(_module(reference)).requires_grad_(False).eval()
-        table: Any = module.weight
-        return cls(hidden.cpu(), replace(head, module=module), table.detach(), None)
+        return cls(hidden.cpu(), replace(head, module=module), None)
 
-    def predictions(self, device: torch.device, rows: Any = slice(None)) -> Predictions:
-        """What the reference predicts at some of the positions, read on `device`."""
-        return Predictions(self.head, self.hidden[rows].to(device))
+    @property
+    def table(self) -> Tensor:
+        """[V, H] its output embeddings, on the head's device."""
+        module = self.head.module if self.model is None else _module(self.model)
+        weight: Any = module.weight
+        table: Tensor = weight.detach()
+        return table
+
+    def predictions(self, positions: Tensor | None = None) -> Predictions:
+        """What the reference predicts, at some of the probe's positions or at all."""
+        return self.at(self.hidden if positions is None else self.hidden[positions])
+
+    def at(self, hidden: Tensor) -> Predictions:
+        """What the reference predicts at its states [n, H] of any texts."""
+        return Predictions(self.head, hidden.to(self.table.device))
 
     def save(self, folder: Path) -> None:
         """Write the states, and the head where it cannot be had from the policy again."""
@@ -80,7 +89,7 @@ class ReferenceStates:
             raise UserError(f"{folder / FILE}: not the states of a reference ({error})") from error
         if "head.weight" not in tensors:
             off = reference if isinstance(reference, AdapterOff) else _adapter_off(policy, folder)
-            return cls(hidden, scoring_head(off), _table(off), off)
+            return cls(hidden, scoring_head(off), off)
         device = embedding_weight(causal_lm(policy)).device
         weight, bias = tensors["head.weight"].to(device), tensors.get("head.bias")
         module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
@@ -89,7 +98,7 @@ class ReferenceStates:
             module.bias = nn.Parameter(bias.to(device), requires_grad=False)
         head = replace(Head.of(causal_lm(policy)), module=module)
         kept = reference if reference is not None and _stays(reference) else None
-        return cls(hidden, head, weight, kept)
+        return cls(hidden, head, kept)
 
 
 def _stays(reference: nn.Module | AdapterOff) -> bool:
@@ -102,13 +111,6 @@ def _stays(reference: nn.Module | AdapterOff) -> bool:
 def _module(reference: nn.Module | AdapterOff) -> nn.Module:
     with scoring(reference) as model:
         return Head.of(causal_lm(model)).module
-
-
-def _table(reference: nn.Module | AdapterOff) -> Tensor:
-    with scoring(reference) as model:
-        weight: Any = Head.of(causal_lm(model)).module.weight
-    table: Tensor = weight.detach()
-    return table
 
 
 def _linear(module: nn.Module, width: int) -> tuple[Tensor, Tensor | None]:

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,31 +20,42 @@ Embed = Callable[[Sequence[Ids]], Tensor]
 """Texts as token ids -> [n, D] one vector each, the nearer the more alike in meaning."""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How responses are drawn, at temperature 1.
+
+    new_tokens:   most tokens of a response
+    end_ids:      tokens that end one
+    token_budget: tokens of prompts and responses that are drawn together; bounds memory
+    """
+
+    new_tokens: int
+    end_ids: tuple[int, ...]
+    seed: int
+    token_budget: int
+
+
 def draw(
-    model: nn.Module | AdapterOff,
-    pairs: Sequence[ProbePair],
-    count: int,
-    new_tokens: int,
-    end_ids: Collection[int],
-    seed: int,
+    model: nn.Module | AdapterOff, pairs: Sequence[ProbePair], count: int, law: Drawing
 ) -> list[ProbeResponse]:
-    """Let `model` write `count` responses at temperature 1, each of at most `new_tokens` tokens.
+    """Let `model` write `count` responses.
 
     They answer the held-out prompts in turn, or the training prompts where there are no others;
     prompts that leave no room for so many tokens are passed over. What is drawn depends on the
     seed, the model and the prompts.
     """
-    asked = _prompts(model, pairs, count, new_tokens)
+    asked = _prompts(model, pairs, count, law.new_tokens)
     if not asked:
         return []
+    longest = max(len(pairs[number].prompt) for number in asked) + law.new_tokens
     drawn = sample(
         model,
         [pairs[number].prompt for number in asked],
         1,
-        new_tokens,
-        seed=seed,
-        eos_token_id=tuple(end_ids),
-        batch_size=len(asked),
+        law.new_tokens,
+        seed=law.seed,
+        eos_token_id=law.end_ids,
+        batch_size=max(1, law.token_budget // longest),
     )
     results = [rows[0] for rows in drawn]
     return [
