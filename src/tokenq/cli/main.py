@@ -21,6 +21,7 @@ COMMANDS = {
     "rank": "put the responses of each prompt in the order of their implicit reward",
     "clean": "find the pairs whose label a trained model disputes, and the words why",
     "filter": "leave out the pairs that training would lose the chosen answer of",
+    "monitor": "say what a run did to the likelihoods, and what to change",
     "locate": "find error spans in responses, at a stated rate of false alarms",
     "compare": "put credit beside surprisal, entropy, position and reward models, token by token",
     "eval": "pair accuracy, margins and calibration on preference data",

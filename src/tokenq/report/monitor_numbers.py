@@ -4,12 +4,12 @@ from tokenq.monitor.identity import Interval
 
 
 def amount(value: float) -> str:
-    """Three digits; a true minus sign, none before a zero."""
-    if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        text = f"{value:.1e}" if abs(value) >= 1e-12 else "0"
-    else:
-        text = f"{value:.{_decimals(value)}f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("-")
+    """Three digits with a true minus sign; what is nothing but rounding is 0."""
+    if abs(value) < 1e-7:
+        return "0"
+    usual = 1e-3 <= abs(value) < 1e5
+    text = f"{value:.{_decimals(value)}f}" if usual else f"{value:.1e}"
+    return text.replace("-", "−")
 
 
 def bounded(interval: Interval) -> str:
