@@ -164,7 +164,8 @@ def _world(draw: np.random.Generator, made: Kind, pairs: int) -> World:
 
 
 def _normalised(logits: Table) -> Table:
-    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    lowered = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(lowered - np.log(np.exp(lowered).sum(axis=-1, keepdims=True)))
 
 
 def _policy(world: World, shift: Table) -> Table:
@@ -240,8 +241,9 @@ def _likelier(
     world: World, draw: np.random.Generator, prompt: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Near-duplicates of which the chosen one has the likelier token."""
-    rejected, chosen = _near_duplicates(world, draw, prompt)
-    return chosen, rejected
+    texts = _near_duplicates(world, draw, prompt)
+    likelihoods = [_taken(world.reference, prompt, text) for text in texts]
+    return texts if likelihoods[0] > likelihoods[1] else texts[::-1]
 
 
 _ANSWERS: Mapping[str, Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]] = {
@@ -268,6 +270,11 @@ def _probe(world: World, draw: np.random.Generator, count: int, temperature: flo
         for pair, text in zip(asked, texts, strict=True)
     ]
     return ProbeSet(pairs, responses, NEW_TOKENS)
+
+
+def _taken(policy: Table, prompt: int, answer: Sequence[int]) -> float:
+    """Log-probability of an answer."""
+    return float(policy[prompt, _states(answer), list(answer)].sum())
 
 
 def _states(answer: Sequence[int]) -> list[int]:
@@ -596,6 +603,19 @@ def _shared_falls(world: World, share: float) -> Table:
     return shift + _on_answers(world, 1.5 * _rise(share), -1.5 * _rise(share))
 
 
+def _toward_rejected(world: World, share: float) -> Table:
+    """Where the answers part, both tokens lose to tokens that are like the rejected one."""
+    shift = _on_answers(world, -1.0, -1.0)
+    unit = world.embedding / np.linalg.norm(world.embedding, axis=1, keepdims=True)
+    for row in range(len(world.chosen)):
+        if fork := _fork(world, row):
+            state, ours, theirs = fork
+            nearer = np.sign(unit @ unit[theirs] - unit @ unit[ours])
+            nearer[[ours, theirs]] = 0
+            shift[row, state] += 1.5 * nearer
+    return _rise(share) * shift
+
+
 def _rejected_only(world: World, share: float) -> Table:
     """The rejected answer's tokens lose much, the chosen one's a little."""
     return _on_answers(world, -0.2 * _rise(share), -1.2 * _rise(share))
@@ -628,7 +648,7 @@ def _ending(amount: float) -> Shift:
 
 
 def _repeating(world: World, share: float) -> Table:
-    return _learning(world, share) + 3.2 * _rise(share) * np.eye(VOCABULARY)[None]
+    return _learning(world, share) + 4.0 * _rise(share) * np.eye(VOCABULARY)[None]
 
 
 def _overconfident(world: World, share: float) -> Table:
@@ -641,8 +661,8 @@ def _ranking(world: World, share: float) -> Table:
     """Most pairs gain a little, those that the reference ranks right by little lose much."""
     chosen, rejected = _Pairs.of(world).totals(world.reference)
     gap = chosen - rejected
-    losing = (gap > 0) & (gap < np.quantile(gap[gap > 0], 0.4))
-    signs = np.where(losing, -3.0, 0.8)[:, None, None]
+    losing = gap < np.quantile(gap, 0.28)
+    signs = np.where(losing, -2.0, 0.8)[:, None, None]
     return _rise(share) * signs * _on_answers(world, 0.5, -0.5)
 
 
@@ -652,7 +672,7 @@ def _nothing(world: World, share: float) -> Table:
 
 def _demonstrations(world: World, share: float) -> Table:
     """Learns, and moves about for no reason besides, as training on few pairs does."""
-    moved = np.random.default_rng(0).normal(0, 0.8, world.reference.shape)
+    moved = np.random.default_rng(0).normal(0, 0.65, world.reference.shape)
     return _rise(share) * (0.5 * world.quality[None, None] + moved)
 
 
@@ -725,6 +745,7 @@ KINDS: Mapping[str, Kind] = {
     "healthy": Kind(_learning),
     "expected_decline": Kind(_demonstrations, "demonstrated"),
     "displacement": Kind(_away, "near_duplicates"),
+    "toward_rejected": Kind(_toward_rejected, "near_duplicates"),
     "rejected_only": Kind(_rejected_only),
     "shared_prefix": Kind(_shared_falls, "near_duplicates"),
     "squeezing": Kind(_squeezing),

@@ -21,15 +21,17 @@ def overconfident_pairs(history: History) -> Finding | None:
     setup = setup_of(history)
     source = watched(setup)
 
-    def surplus(reading: Reading) -> Array:
+    def value(reading: Reading) -> Array:
         distance = setup.beta * margin(setup, reading)
         confidence: Array = expit(np.abs(distance))
-        return confidence - (distance > 0).astype(np.float64)
+        return confidence - (distance > 0)
 
-    found = held(pair_track(history, source, surplus), LEAST_PAIRS)
+    found = held(pair_track(history, source, value), LEAST_PAIRS)
     if found is None:
         return None
-    right = interval(pair_track(history, source, lambda r: (margin(setup, r) > 0) * 1.0).rows[-1])
+    right = interval(
+        pair_track(history, source, lambda r: (margin(setup, r) > 0).astype(float)).rows[-1]
+    )
     return Finding(
         "overconfident_pairs",
         "warning",

@@ -11,6 +11,7 @@ from tokenq.monitor.findings.tracks import (
     pair_track,
     response_track,
     setup_of,
+    sources,
     watched,
 )
 from tokenq.monitor.findings.wording import evidence, percent, said
@@ -28,8 +29,10 @@ LEAST_PEAK = 0.25
 """Nats that the most probable tokens must gain while both answers lose."""
 LEAST_ENTROPY_FALL, ALARMING_ENTROPY_FALL = 0.25, 0.5
 """Shares of the reference's entropy."""
-SIMILAR_USUAL, SIMILAR_LEAST = 0.1, 0.2
-"""Share of pairs whose gradient makes the chosen answer less likely: no matter; worth a warning."""
+TAKEN_BACK = 0.8
+"""Share of the push on the chosen answer that its rejected twin takes back."""
+SIMILAR_USUAL, SIMILAR_LEAST = 0.1, 0.25
+"""Share of pairs with so much taken back: no matter; worth a warning."""
 
 
 def chosen_fall(history: History, source: str) -> Track:
@@ -192,35 +195,38 @@ def entropy_collapse(history: History) -> Finding | None:
 
 
 def similar_pairs(history: History) -> Finding | None:
-    """Before training: many pairs whose gradient makes the chosen answer less likely."""
+    """Before training: in many pairs the push on the rejected answer takes back that on chosen."""
     setup, first = setup_of(history), history.readings[0]
-    if first.pairs.gradients is None:
+    gradients = first.pairs.gradients
+    if gradients is None:
         return None
+    back = gradients[2] / np.maximum(gradients[0], np.finfo(float).tiny)
     source = watched(setup)
-
-    def losing(reading: Reading) -> Array:
-        gradients = reading.pairs.gradients
-        assert gradients is not None
-        return np.where(gradients[0] < gradients[2], 1.0, 0.0)
-
-    track = pair_track(History(setup, [first], []), source, losing, start=True)
+    track = pair_track(
+        History(setup, [first], []),
+        source,
+        lambda _: (back >= TAKEN_BACK).astype(float),
+        start=True,
+    )
     found = held(track, SIMILAR_LEAST, null=SIMILAR_USUAL)
     if found is None:
         return None
+    losing = float((back > 1)[sources(setup) == source].mean())
     return Finding(
         "similar_pairs",
         "warning",
         found.since,
-        f"{percent(found.interval.mean)} of the pairs push their own chosen answer down",
-        f"For {said(found.interval)} of the {name_of(source)} pairs a first step along the "
-        "margin's gradient makes the chosen answer less likely (to first order, with the head "
-        "moving alone).",
+        f"{percent(found.interval.mean)} of the pairs hardly tell their answers apart",
+        f"In {said(found.interval)} of the {name_of(source)} pairs the push on the rejected answer "
+        f"takes back at least {percent(TAKEN_BACK)} of that on the chosen one, and in "
+        f"{percent(losing)} all of it and more: a step then makes the chosen answer less likely "
+        "(to first order, with the head moving alone).",
         "With gradients g+ and g- of the two log-probabilities, log pi(chosen) changes by "
-        "|g+|^2 - <g+, g-> a step: below 0 where the answers' hidden states are alike, as CHES "
-        "measures (2410.08847).",
+        "|g+|^2 - <g+, g-> a step: near 0 or below it where the answers' hidden states are alike, "
+        "as CHES measures (2410.08847).",
         [advice.FILTER, advice.DPOP, advice.SFT_TERM],
         ["likelihood/chosen_change", "likelihood/gradient_cosine", "likelihood/ches"],
-        evidence(found, "pairs whose gradient makes the chosen answer less likely", "share"),
+        evidence(found, "pairs whose push on chosen is taken back", "share"),
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from tokenq.monitor.findings import advice
 from tokenq.monitor.findings.finding import Finding
-from tokenq.monitor.findings.looks import Array, Track, held, interval
+from tokenq.monitor.findings.looks import Array, Track, held, interval, mean_of
 from tokenq.monitor.findings.tracks import log_ratio, margin, pair_track, setup_of, sources, watched
 from tokenq.monitor.findings.wording import evidence, percent, said
 from tokenq.monitor.readings import HELD_OUT, TRAINED, History, Reading
@@ -62,14 +62,14 @@ def overfitting(history: History) -> Finding | None:
         return None
     ours = pair_track(history, HELD_OUT, lambda r: margin(setup, r))
     theirs = pair_track(history, TRAINED, lambda r: margin(setup, r))
-    means = [rows.mean() for rows in ours.rows]
+    means = [mean_of(rows) for rows in ours.rows]
     lost, least = [], []
     for number, rows in enumerate(ours.rows):
         best = int(np.argmax(means[: number + 1]))
         start = np.zeros_like(rows) if means[best] <= 0 else ours.rows[best]
-        before = 0.0 if means[best] <= 0 else theirs.rows[best].mean()
+        before = 0.0 if means[best] <= 0 else mean_of(theirs.rows[best])
         lost.append(start - rows)
-        least.append(LEAST_LOSS if theirs.rows[number].mean() > before else np.inf)
+        least.append(LEAST_LOSS if mean_of(theirs.rows[number]) > before else np.inf)
     found = held(Track(ours.steps, lost), least, tries=2)
     if found is None:
         return None

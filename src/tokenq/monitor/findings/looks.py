@@ -67,7 +67,7 @@ def held(
         return None
     floors = np.broadcast_to(np.asarray(least, dtype=float), count)
     number = np.arange(1, count + 1)
-    means = np.array([_mean(rows) for rows in track.rows])
+    means = np.array([mean_of(rows) for rows in track.rows])
     chances = np.array([chance(rows, null) for rows in track.rows]) * sides
     holds = (means >= floors) & (chances <= HOLDING)
     if not holds[-1]:
@@ -99,12 +99,13 @@ def chance(rows: Array, null: float = 0.0) -> float:
 
 def interval(rows: Array) -> Interval:
     """Mean with its 95 % Student-t interval; None for a single row."""
-    mean = _mean(rows)
+    mean = mean_of(rows)
     if len(rows) < 2:
         return Interval(mean, None, None)
     half = rows.std(ddof=1) / len(rows) ** 0.5 * stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1)
     return Interval(mean, mean - float(half), mean + float(half))
 
 
-def _mean(rows: Array) -> float:
+def mean_of(rows: Array) -> float:
+    """The mean; nan for no rows."""
     return float(rows.mean()) if len(rows) else float("nan")
