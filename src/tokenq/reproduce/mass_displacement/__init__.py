@@ -1,0 +1,1 @@
+"""`tokenq reproduce displacement`: where the mass of a chosen answer goes."""
