@@ -186,7 +186,8 @@ def _live(root: Path, console: Console, interval: float) -> None:
     with Live(waiting, console=console, auto_refresh=False, transient=True) as live:
 
         def show() -> None:
-            live.update(monitor_view(MonitorFolder(root).history()), refresh=True)
+            history = MonitorFolder(root).history()
+            live.update(monitor_view(history, console.width), refresh=True)
 
         _watch(root, interval, show)
 

@@ -13,7 +13,7 @@ from tokenq.monitor.readings import HELD_OUT, History, Reading, Setup
 from tokenq.monitor.summary import Values, values
 
 _REWARD, _NATS, _SHARE, _TOKENS = "β·nats", "nats", "share", "tokens"
-_PART_ROLES = {"shared": "soft", "first": "accent", "later": "chosen", "end": "second"}
+_PART_ROLES = {"shared": "ink", "first": "accent", "later": "chosen", "end": "second"}
 _PART_LABELS = {
     "shared": "shared beginning",
     "first": "first difference",
@@ -226,7 +226,7 @@ _PLANS = (
         [
             ("kl_ref_policy", "KL(reference ‖ policy)", "accent"),
             ("kl_policy_ref", "KL(policy ‖ reference)", "second"),
-            ("kl_reverse_states", "the same, reference’s states", "soft"),
+            ("kl_reverse_states", "the same, reference’s states", "ink"),
         ],
         0.0,
     ),
@@ -247,7 +247,7 @@ _PLANS = (
             ("accuracy", "implicit reward", "chosen"),
             ("ranking_accuracy", "likelihood", "rejected"),
             ("ranking_accuracy_per_token", "likelihood per token", "second"),
-            ("ref_ranking_accuracy", "reference’s likelihood", "soft"),
+            ("ref_ranking_accuracy", "reference’s likelihood", "accent"),
         ],
         0.5,
     ),
@@ -267,30 +267,30 @@ _PLANS = (
         [
             ("overconfidence_tokens", "held-out pairs", "chosen"),
             ("train_overconfidence_tokens", "pairs trained on", "second"),
-            ("ref_overconfidence_tokens", "reference, held-out pairs", "soft"),
+            ("ref_overconfidence_tokens", "reference, held-out pairs", "accent"),
         ],
         0.0,
     ),
     _Plan(
         "sample_tokens", "samples", "Length of samples", _TOKENS,
         "Responses that the policy writes at temperature 1, cut at the probe’s length.",
-        [("sample_tokens", "policy", "second"), ("ref_tokens", "reference", "soft")],
+        [("sample_tokens", "policy", "second"), ("ref_tokens", "reference", "accent")],
     ),
     _Plan(
         "sample_repetition", "samples", "Repetition", _SHARE,
         "Share of 3-grams of tokens that occurred before in the same response.",
-        [("sample_repetition", "policy", "second"), ("ref_repetition", "reference", "soft")],
+        [("sample_repetition", "policy", "second"), ("ref_repetition", "reference", "accent")],
     ),
     _Plan(
         "sample_ended", "samples", "Responses that end", _SHARE,
         "Share that ends by itself before the probe’s length.",
-        [("sample_ended", "policy", "second"), ("ref_ended", "reference", "soft")],
+        [("sample_ended", "policy", "second"), ("ref_ended", "reference", "accent")],
     ),
     _Plan(
         "sample_likeness", "samples", "Whom samples are like", "cosine",
         "Similarity of hidden states to the chosen answer less that to the rejected one. Falling: "
         "the policy writes what it was taught not to.",
-        [("sample_likeness", "policy", "second"), ("ref_likeness", "reference", "soft")],
+        [("sample_likeness", "policy", "second"), ("ref_likeness", "reference", "accent")],
         0.0,
     ),
     _Plan(

@@ -7,7 +7,7 @@ def amount(value: float) -> str:
     """Three digits with a true minus sign; what is nothing but rounding is 0."""
     if abs(value) < 1e-7:
         return "0"
-    usual = 1e-3 <= abs(value) < 1e5
+    usual = 1e-4 <= abs(value) < 1e5
     text = f"{value:.{_decimals(value)}f}" if usual else f"{value:.1e}"
     return text.replace("-", "−")
 
@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 
 def _decimals(value: float) -> int:
     size = abs(value)
-    return 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.995 else 3
+    return next((n for n, least in enumerate((100, 10, 0.995, 1e-3)) if size >= least), 5)
 
 
 def opening(text: str) -> str:

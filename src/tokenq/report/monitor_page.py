@@ -4,7 +4,7 @@ The verdict first, then findings, then figures and the texts behind them. All te
 template; figures hold none of a data set's. Its own parts are `page/monitor.*`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,14 @@ LOGS_ONLY = (
     "each number is. Measure the run’s checkpoints with `tokenq monitor RUN_DIR --data PAIRS "
     "--reference MODEL`, or watch the next run with `tokenq.monitor.Monitor`, a callback."
 )
+
+_MARKS = {
+    "harmful": ("▲", "speaks for harm"),
+    "expected": ("✓", "speaks against harm"),
+    "open": ("?", "cannot tell"),
+    "fact": ("·", ""),
+}
+"""Of what a test speaks for: a sign, and the same in words."""
 
 _GROUP_NOTES = {
     "identity": "For responses that the reference itself writes, the mean implicit reward is "
@@ -128,6 +136,7 @@ class _View:
     late: int
     samples: Sequence[SampleExample]
     definitions: Sequence[Measure]
+    marks: Mapping[str, tuple[str, str]]
     settings: Sequence[tuple[str, str]]
 
 
@@ -170,8 +179,20 @@ def _view(history: History, words: Words) -> _View:
                 *(measure.name for measure, *_ in once),
             ]
         ),
-        settings=[(name, str(value)) for name, value in (setup.facts if setup else {}).items()],
+        marks=_MARKS,
+        settings=_settings(setup.facts if setup else {}),
     )
+
+
+def _settings(known: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings of the run with their names; those of a group behind the group's name."""
+    found = []
+    for name, value in known.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {each}" for key, each in value.items() if each is not None)
+        if value is not None:
+            found.append((name.replace("_", " "), str(value)))
+    return found
 
 
 def _counted(found: Sequence[Finding]) -> str:

@@ -34,16 +34,18 @@ _STYLES = {
 }
 _BARS = "▁▂▃▄▅▆▇█"
 _COURSE = 16
+_WITH_UNITS = 92
+"""Characters of a line from which on there is room for units."""
 
 
-def monitor_view(history: History) -> RenderableType:
-    """The whole run in a screen: headline, verdict, table, findings."""
+def monitor_view(history: History, width: int = 80) -> RenderableType:
+    """The whole run in a screen of `width` characters: headline, table, verdict, findings."""
     decision, found = decide(history), findings(history)
     headline = Text(style="dim")
     headline.append(" · ".join(f"{name.lower()} {value}" for name, value in facts(history)))
     verdict = Text("negative chosen reward: expected or harmful?  ", style="dim")
     verdict.append(VERDICTS[decision.verdict], _STYLES[decision.verdict] + " not dim")
-    parts: list[RenderableType] = [headline, Text(), _table(history), Text(), verdict]
+    parts: list[RenderableType] = [headline, Text(), _table(history, width), Text(), verdict]
     parts.append(Padding(_plain(decision.answer), (0, 0, 0, 2)))
     for each in found:
         parts += [Text(), *_finding(each)]
@@ -54,7 +56,7 @@ def monitor_view(history: History) -> RenderableType:
 
 def show_run(console: Console, history: History) -> None:
     """Print the view."""
-    console.print(monitor_view(history))
+    console.print(monitor_view(history, console.width))
 
 
 def news(before: History | None, history: History) -> Iterator[Text]:
@@ -93,19 +95,21 @@ def _line(history: History) -> Text:
             "chosen reward",
             "rejected reward",
             "margin",
-            "mass displaced at the fork",
+            "displaced at the fork",
         ):
             text.append(f"  {row.label} {bounded(row.now)}", style="not bold")
     return text
 
 
-def _table(history: History) -> Table:
+def _table(history: History, width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for name in ("start", "now", "change, 95 %"):
         table.add_column(name, justify="right")
     table.add_column("course")
-    table.add_column("", style="dim")
+    units = width >= _WITH_UNITS
+    if units:
+        table.add_column("", style="dim")
     for row in glance(history):
         table.add_row(
             row.label,
@@ -113,7 +117,7 @@ def _table(history: History) -> Table:
             Text(amount(row.now.mean), style="bold"),
             bounded(row.change),
             Text(sparkline(row.course)),
-            row.unit,
+            *([row.unit] if units else []),
         )
     return table
 
