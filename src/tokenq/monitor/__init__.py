@@ -49,8 +49,8 @@ _HOMES = {
     "measured": "measures",
     "metrics": "measures",
     "pair_similarities": "similarity",
-    "run_history": "logs",
     "probe_pairs": "probe_texts",
+    "run_history": "logs",
 }
 __all__ = list(_HOMES)
 

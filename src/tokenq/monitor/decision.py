@@ -10,10 +10,12 @@ harmful     if the chosen answers fall beyond KL(ref || pi) in the very states t
             the reference this excess is 0 in expectation, token by token), or the policy's own
             ranking of the two answers gets worse, or its mass or its samples move from what the
             chosen answers say to what the rejected ones say
-expected    if none of that is seen, and the first is excluded by its interval, not just unseen
-undecided   otherwise: too few pairs, a reference that the numbers do not fit, mass at the fork that
-            went to neither answer (which a better third answer would explain as well), or logs
-            alone, which hold neither side of the identity
+expected    if none of that is seen, the first is excluded by its interval and not just unseen, and
+            the decline has bought a margin
+undecided   otherwise: too few pairs, a reference that the numbers do not fit, a policy that left
+            its reference without telling the answers apart, mass that went to neither answer
+            (which a better third answer would explain as well), or logs alone, which hold neither
+            side of the identity
 """
 
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tokenq.monitor.findings import advice
+from tokenq.monitor.findings.decline import LEAST_FALL
 from tokenq.monitor.findings.displacement import (
     LEAST_EXCESS,
     LEAST_EXCESS_SHARE,
@@ -93,8 +96,7 @@ def decide(history: History) -> Decision:
     if known.reward.high is None or known.reward.high >= 0:
         return _not_negative(known, negative)
     doubts = [doubt for doubt in (_start(known), _identity(known)) if doubt]
-    tests = [each for each in (_beyond(known), _ranking(known), _meaning(known), _samples(known),
-                               _neither(known), _excess_decline(known)) if each]  # fmt: skip
+    tests = [each for test in _TESTS if (each := test(known))]
     reasons = [negative, *doubts, *tests]
     signs = {reason.sign for reason in doubts if reason.sign == "open"}
     if signs:
@@ -248,6 +250,33 @@ def _beyond(known: _Known) -> Reason | None:
     return Reason("beyond the identity", usual.mean, usual, f"{text}: {words}", sign)
 
 
+def _margin(known: _Known) -> Reason | None:
+    """Whether the decline has told the answers apart: going astray obeys the identity as well."""
+    margin = known.interval("margin")
+    if margin is None:
+        return None
+    bought = margin.low is not None and margin.low > 0
+    return Reason(
+        "margin",
+        margin.mean,
+        margin,
+        f"{known.pairs} chosen answers are ahead of rejected ones by {said(margin, digits=3)}",
+        "expected" if bought else "open" if known.fall >= LEAST_FALL else "fact",
+    )
+
+
+def _peak(known: _Known) -> Reason | None:
+    """How far the policy gathers on its most probable tokens. It speaks for neither: learning a
+    reward sharpens a policy as squeezing (2407.10490) does."""
+    peak = known.interval("peak_chosen")
+    return peak and Reason(
+        "most probable tokens",
+        peak.mean,
+        peak,
+        f"the most probable token in a state of the chosen answers has gained {said(peak)} nats",
+    )
+
+
 def _excess_decline(known: _Known) -> Reason | None:
     """The same beside the reference's own responses: other states, so no test of its own."""
     excess = known.interval("excess_decline")
@@ -334,6 +363,18 @@ def _neither(known: _Known) -> Reason | None:
     )
 
 
+_TESTS = (
+    _beyond,
+    _ranking,
+    _meaning,
+    _samples,
+    _margin,
+    _neither,
+    _peak,
+    _excess_decline,
+)
+
+
 def _not_negative(known: _Known, negative: Reason) -> Decision:
     reward = known.reward
     assert reward is not None
@@ -358,23 +399,29 @@ def _mismeasured(known: _Known, reasons: Sequence[Reason]) -> Decision:
     )
 
 
+_DISPLACED = (advice.FILTER, advice.DPOP, advice.SFT_TERM, advice.SFT_FIRST, advice.EARLIER)
 _HARM = {
-    "beyond the identity": "chosen answers lose more than the KL identity asks for",
-    "ranking by the policy itself": "the policy itself ranks the pairs worse than before",
-    "mass by meaning": "mass moves to what the rejected answers say",
-    "samples by meaning": "samples move away from what the chosen answers say",
+    "beyond the identity": ("chosen answers lose more than the KL identity asks for", _DISPLACED),
+    "mass by meaning": ("mass moves to what the rejected answers say", _DISPLACED),
+    "samples by meaning": ("samples move away from what the chosen answers say", _DISPLACED),
+    "ranking by the policy itself": (
+        "the policy itself ranks the pairs worse than before",
+        (advice.EARLIER, advice.LOWER_RATE, advice.MORE_DATA),
+    ),
 }
+"""By test: what it found, and what to change."""
 
 
 def _harmful(known: _Known, reasons: Sequence[Reason], harm: Sequence[Reason]) -> Decision:
-    found = ", and ".join(_HARM[reason.test] for reason in harm)
+    found = ", and ".join(_HARM[reason.test][0] for reason in harm)
+    change = dict.fromkeys(each for reason in harm for each in _HARM[reason.test][1])
     return Decision(
         "harmful",
         known.step,
         f"Harmful: at step {known.step} chosen answers have lost {known.fall:.2f} nats, and "
         f"{found}.",
         reasons,
-        [advice.FILTER, advice.DPOP, advice.SFT_TERM, advice.SFT_FIRST, advice.EARLIER],
+        list(change),
     )
 
 
@@ -391,14 +438,16 @@ def _expected(known: _Known, reasons: Sequence[Reason]) -> Decision:
 
 
 def _undecided(known: _Known, reasons: Sequence[Reason], unsure: Sequence[Reason]) -> Decision:
-    change = []
-    if any(reason.test == "beyond the identity" for reason in unsure):
+    tests, change = {reason.test for reason in unsure}, []
+    if "beyond the identity" in tests:
         beyond = known.rows("chosen_beyond_kl")
         change.append(_more_pairs(known, beyond) if beyond else advice.PROBE)
-    if any(reason.test == "mass to neither answer" for reason in unsure):
+    if "margin" in tests:
+        change += [advice.EARLIER, advice.LOWER_RATE]
+    if "mass to neither answer" in tests:
         change.append(
-            "Read samples of the policy: whether the tokens that gained at the fork begin answers "
-            "as good as the chosen ones is for a reader or a judge to say."
+            "Read samples of the policy: whether the tokens that gained begin answers as good as "
+            "the chosen ones is for a reader or a judge to say."
         )
     found = " and ".join(reason.test for reason in unsure)
     return Decision(
