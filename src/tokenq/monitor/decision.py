@@ -269,7 +269,9 @@ def _peak(known: _Known) -> Reason | None:
     """How far the policy gathers on its most probable tokens. It speaks for neither: learning a
     reward sharpens a policy as squeezing (2407.10490) does."""
     peak = known.interval("peak_chosen")
-    return peak and Reason(
+    if peak is None:
+        return None
+    return Reason(
         "most probable tokens",
         peak.mean,
         peak,
