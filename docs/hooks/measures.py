@@ -167,6 +167,11 @@ TESTS = (
         "**undecided**: it says how many pairs would tell",
     ),
     (
+        f"chosen answers lost {decline.LEAST_FALL:g} nats or more, and the 95 % interval of the "
+        "margin reaches 0: the policy left its reference without telling the answers apart",
+        "**undecided**: an earlier checkpoint, a lower learning rate",
+    ),
+    (
         f"where the answers part the chosen token lost {displacement.LEAST_FORK:g}, and tokens of "
         "neither answer got half of it or more",
         "**undecided**: a better third answer would look the same; read samples",
