@@ -22,6 +22,7 @@ from tokenq.reproduce.mass_displacement.answers import (
     Meaning,
     contrary,
     drawn_pair,
+    said,
 )
 from tokenq.reproduce.mass_displacement.arms import ARMS, kept
 from tokenq.reproduce.mass_displacement.bench import Prompt, data_set
@@ -64,9 +65,15 @@ def test_half_of_the_data_set_is_near_duplicates_and_filters_keep_half() -> None
     assert all(ches[i] < 20 for i in kept(ARMS["DPO, CHES-filtered"], pairs, ches, 3))
     sizes = {name: len(kept(arm, pairs, ches, 3)) for name, arm in ARMS.items()}
     assert sizes.pop("DPO, CHES-filtered") == sizes.pop("DPO, randomly filtered") == 20
+    balanced = kept(ARMS["DPO, CHES-filtered, balanced"], pairs, ches, 3)
+    assert sizes.pop("DPO, CHES-filtered, balanced") == len(balanced) == 20
+    assert Counter(pairs[i].right for i in balanced) == {"yes": 10, "no": 10}
+    near = kept(ARMS["DPO, near-duplicates only"], pairs, ches, 3)
+    assert sizes.pop("DPO, near-duplicates only") == 20
     distinct = kept(ARMS["DPO, no near-duplicates"], pairs, ches, 3)
     assert sizes.pop("DPO, no near-duplicates") == len(distinct) == 20
-    assert all(pairs[i].kind != "near" for i in distinct)
+    assert sorted(near + distinct) == list(range(40))
+    assert all(pairs[i].kind == "near" for i in near)
     assert set(sizes.values()) == {40}
 
 
@@ -101,6 +108,28 @@ def test_objectives_are_read_at_one_margin() -> None:
     found = equal_margin(readings, 1.0, SHARES)
     assert found == pytest.approx({"chosen": -0.5, "near": -0.5, "opposite": 0.1, "right": -0.1})
     assert equal_margin(readings, 2.5, SHARES) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("Yes, the writer liked the film.", "yes"),
+        ("Certainly, it was to his taste.", "yes"),
+        ("No, it was not to his taste.", "no"),
+        ("Yes, the writer disliked the film. Yes, the writer liked", "both"),
+        ("No, the writer liked the film.", "both"),
+        ("The writer hated it.", "no"),
+        ("It is hard to tell from that.", "neither"),
+        ("", "neither"),
+    ],
+)
+def test_what_a_text_says(text: str, meaning: str) -> None:
+    assert said(text) == meaning
+
+
+def test_every_answer_says_what_it_means() -> None:
+    for meaning, answers in ANSWERS.items():
+        assert {said(answer) for answer in answers} == {meaning}
 
 
 def test_a_fork_by_hand() -> None:

@@ -143,7 +143,7 @@ def run(run: Run) -> Results:
                         },
                         lambda s=start, n=name: s.arm(n),  # type: ignore[misc]
                     )
-                    arms[name].append(result)
+                    arms[name].append({**result, "yes": _yes(bench, facts[-1], name, seed)})
                     progress.advance(task)
     raw = {
         "settings": settings.to_dict(),
@@ -155,6 +155,13 @@ def run(run: Run) -> Results:
         "objectives": {name: repr(arm.objective()) for name, arm in ARMS.items()},
     }
     return {**raw, **analysed(raw)}
+
+
+def _yes(bench: DisplacementBench, facts: Results, name: str, seed: int) -> float:
+    """Share of the pairs that an arm is trained on whose right answer is yes."""
+    pairs = data_set(bench.training, seed)
+    numbers = kept(ARMS[name], pairs, [of_means for _, of_means in facts["ches"]], seed)
+    return sum(pairs[number].right == "yes" for number in numbers) / len(numbers)
 
 
 def _single(start: Start) -> Results:

@@ -13,7 +13,7 @@ from tokenq.reproduce.mass_displacement.answers import KINDS, WORDS, contrary
 from tokenq.reproduce.mass_displacement.arms import FILTERS, OBJECTIVE_ARMS, WRITING
 from tokenq.reproduce.mass_displacement.predictors import PREDICTORS
 from tokenq.reproduce.mass_displacement.settings import LEVELS, MARGINS
-from tokenq.reproduce.mass_displacement.training import MEANINGS
+from tokenq.reproduce.mass_displacement.training import STATED
 from tokenq.reproduce.statistics import Estimate, estimate
 
 SHARES = {"near": 0.5, "opposite": 0.25, "evasive": 0.25}
@@ -93,7 +93,7 @@ def equal_margin(
     curve = [
         [
             margin_of(each, shares),
-            sum(share * each["chosen"][kind] for kind, share in SHARES.items()),
+            _chosen(each),
             each["chosen"]["near"],
             each["opposite"] - start["opposite"],
             each["right"] - start["right"],
@@ -102,6 +102,11 @@ def equal_margin(
     ]
     row = at_level(curve, margin)
     return None if row is None else dict(zip(_EQUAL, row[1:], strict=True))
+
+
+def _chosen(reading: Reading) -> float:
+    """Mean change of log pi of chosen answers, nats, kinds weighted by `SHARES`."""
+    return float(sum(share * reading["chosen"][kind] for kind, share in SHARES.items()))
 
 
 _EQUAL = ("chosen", "near", "opposite", "right")
@@ -187,7 +192,10 @@ def _written(raw: dict[str, Any]) -> dict[str, Any]:
     policies = {"start": raw["starts"], **{name: raw["arms"][name] for name in WRITING}}
     return {
         name: {
-            **{key: estimate([run["written"][key] for run in runs]) for key in MEANINGS},
+            **{key: estimate([run["written"][key] for run in runs]) for key in STATED},
+            "contradictory": estimate(
+                [1 - sum(run["written"][key] for key in STATED) for run in runs]
+            ),
             "texts": runs[0]["written"]["texts"][:3],
         }
         for name, runs in policies.items()
@@ -203,6 +211,7 @@ def _end(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "pairs": runs[0]["pairs"],
         "near": estimate([run["near"] for run in runs]),
+        "yes": estimate([run["yes"] for run in runs]),
         "opposite": over(lambda a, b: b["opposite"] - a["opposite"]),
         "right": over(lambda a, b: b["right"] - a["right"]),
         "accuracy": over(lambda a, b: b["accuracy"] - a["accuracy"]),
@@ -283,16 +292,27 @@ def _findings(raw: dict[str, Any]) -> list[Finding]:
     steps = f"after {raw['settings']['steps']} steps, held out"
     whole = end("DPO", "opposite")
     add("DPO on the whole data set feeds opposite answers", f"change of their mass {steps}", whole)
-    for other in ("DPO, CHES-filtered", "DPO, randomly filtered", "DPO, no near-duplicates"):
+    for other in FILTERS:
+        if other == "DPO":
+            continue
         add(
-            f"{other.removeprefix('DPO, ')} data keep them smaller",
+            f"training on {other.removeprefix('DPO, ')} data keeps them smaller",
             f"opposite mass, DPO - {other}, {steps}",
             _less(whole, end(other, "opposite")),
         )
+    for other in ("DPO, CHES-filtered", "DPO, CHES-filtered, balanced"):
+        add(
+            "filtering by CHES does more than filtering at random",
+            f"opposite mass, DPO, randomly filtered - {other}, {steps}",
+            _less(end("DPO, randomly filtered", "opposite"), end(other, "opposite")),
+        )
     add(
-        "filtering by CHES does more than filtering at random",
-        f"opposite mass, randomly - CHES-filtered, {steps}",
-        _less(end("DPO, randomly filtered", "opposite"), end("DPO, CHES-filtered", "opposite")),
+        "DPO on the whole data set makes chosen answers less likely",
+        f"fall of log pi(y+), {steps}, nats",
+        [
+            -sum(s * run["readings"][-1]["chosen"][k] for k, s in SHARES.items())
+            for run in arms["DPO"]
+        ],
     )
     equal = f"at a held-out margin of {MARGIN:g} nats"
 

@@ -4,6 +4,7 @@ All lists were written before any run that is reported.
 """
 
 import random
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,12 @@ WORDS: dict[Meaning, tuple[str, ...]] = {
 }
 """First tokens that give an answer's meaning away ("Of course", "Not at all")."""
 
+LIKING: dict[Meaning, tuple[str, ...]] = {
+    "yes": ("liked", "loved", "enjoyed"),
+    "no": ("disliked", "hated", "not"),
+}
+"""Words inside an answer that say it again, or something else than its first word."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -89,3 +96,15 @@ def drawn_pair(prompt: int, right: Meaning, kind: Kind, draw: random.Random) -> 
         "evasive": list(EVASIONS),
     }[kind]
     return Pair(prompt, right, kind, chosen, draw.choice(rejected))
+
+
+def said(text: str) -> Meaning | Literal["both", "neither"]:
+    """What a text says by its first word and by the first of :data:`LIKING` after it.
+
+    both: the two differ; neither: it has no such word
+    """
+    words = re.findall(r"[A-Za-z]+", text)
+    found: set[Meaning] = {m for m in WORDS if words[:1] and words[0] in WORDS[m]}
+    later = next((m for word in words[1:] for m in LIKING if word in LIKING[m]), None)
+    found |= {later} if later is not None else set()
+    return "both" if len(found) == 2 else next(iter(found), "neither")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from tokenq.objectives import OBJECTIVES
 from tokenq.reproduce.mass_displacement.answers import Pair
 
-Keep = Literal["all", "ches", "random", "distinct", "near"]
+Keep = Literal["all", "ches", "balanced", "random", "distinct", "near"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Arm:
     loss:      name in `OBJECTIVES`
     arguments: hyper-parameters other than the objective's own defaults, which are its paper's
     nll:       weight of -log pi(y+) per token, added to the loss
-    keep:      the pairs trained on: all, the half with the lowest CHES of means, a random half,
+    keep:      the pairs trained on: all, the half with the lowest CHES of means, the same among
+               those whose right answer is yes and among the others (balanced), a random half,
                those that are no near-duplicates, or those that are (which only who made the data
                can know)
     """
@@ -36,6 +37,7 @@ class Arm:
 FILTERS = {
     "DPO": Arm(),
     "DPO, CHES-filtered": Arm(keep="ches"),
+    "DPO, CHES-filtered, balanced": Arm(keep="balanced"),
     "DPO, randomly filtered": Arm(keep="random"),
     "DPO, no near-duplicates": Arm(keep="distinct"),
     "DPO, near-duplicates only": Arm(keep="near"),
@@ -46,6 +48,7 @@ OBJECTIVE_ARMS = {
     "DPO": FILTERS["DPO"],
     "DPO + NLL": Arm(nll=1.0),
     "DPOP": Arm("dpop"),
+    "DPOP, lambda 5": Arm("dpop", {"beta": 0.1, "dpop_lambda": 5.0}),
     "cDPO": Arm(arguments={"label_smoothing": 0.1}),
     "IPO": Arm("ipo"),
     "KTO": Arm("kto"),
@@ -70,9 +73,16 @@ def kept(arm: Arm, pairs: Sequence[Pair], ches: Sequence[float], seed: int) -> l
     numbers = list(range(len(pairs)))
     half = len(pairs) // 2
     if arm.keep == "ches":
-        return sorted(sorted(numbers, key=lambda i: ches[i])[:half])
+        return _lowest(numbers, ches)
+    if arm.keep == "balanced":
+        sides = ([i for i in numbers if pairs[i].right == right] for right in ("yes", "no"))
+        return sorted(i for side in sides for i in _lowest(side, ches))
     if arm.keep == "random":
         return sorted(Random(f"kept {seed}").sample(numbers, half))
     if arm.keep in ("distinct", "near"):
         return [i for i in numbers if (pairs[i].kind == "near") == (arm.keep == "near")]
     return numbers
+
+
+def _lowest(numbers: Sequence[int], ches: Sequence[float]) -> list[int]:
+    return sorted(sorted(numbers, key=lambda i: ches[i])[: len(numbers) // 2])

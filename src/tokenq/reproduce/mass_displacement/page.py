@@ -10,7 +10,7 @@ from tokenq.reproduce.mass_displacement.arms import FILTERS, OBJECTIVE_ARMS
 from tokenq.reproduce.mass_displacement.figure import NAMES
 from tokenq.reproduce.mass_displacement.predictors import PREDICTORS
 from tokenq.reproduce.mass_displacement.settings import LEVELS, MARGINS
-from tokenq.reproduce.mass_displacement.training import MEANINGS, SAMPLED_PROMPTS, SAMPLES
+from tokenq.reproduce.mass_displacement.training import SAMPLED_PROMPTS, SAMPLES
 from tokenq.reproduce.statistics import Estimate, estimate, shown
 
 
@@ -56,8 +56,10 @@ steps of {settings["batch_size"]}; changes on held-out questions since the start
 
 {_end_table(results["end"])}
 
+*Said yes*: share of the pairs trained on whose right answer is yes.
+
 What they write then (temperature 1, {SAMPLES} samples for each of {SAMPLED_PROMPTS} held-out
-questions): the share that is, word for word, a listed answer.
+questions), by first word and verb; *contradictory*: "Yes, the writer disliked ...".
 
 {_written_table(results["written"])}
 
@@ -146,30 +148,34 @@ def _correlation_table(correlations: dict[str, Any]) -> str:
 
 def _end_table(end: dict[str, Any]) -> str:
     rows = [
-        "| trained on | pairs | near-duplicates | opposite words | right words | accuracy | "
-        "log pi(y+), near | log pi(y+), opposite | margin, near | margin, opposite | "
+        "| trained on | pairs | near-duplicates | said yes | opposite words | right words | "
+        "accuracy | log pi(y+), near | log pi(y+), opposite | margin, near | margin, opposite | "
         "margin, evasive |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in end.items():
         values = [one["opposite"], one["right"], one["accuracy"]]
         values += [one["chosen"][kind] for kind in ("near", "opposite")]
         values += [one["margin"][kind] for kind in KINDS]
         cells = " | ".join(shown(value, 2) for value in values)
-        rows.append(f"| {name} | {one['pairs']} | {one['near']['mean']:.0f} | {cells} |")
+        kept = f"{one['pairs']} | {one['near']['mean']:.0f} | {_percent(one['yes']['mean'])}"
+        rows.append(f"| {name} | {kept} | {cells} |")
     return "\n".join(rows)
 
 
 def _written_table(written: dict[str, Any]) -> str:
     rows = [
-        f"| | {' | '.join(MEANINGS)} | most common texts of seed 0 |",
+        f"| | {' | '.join(_SAID)} | most common texts of seed 0 |",
         "|---|---|---|---|---|---|",
     ]
     for name, one in written.items():
-        cells = " | ".join(shown(one[key], 2) for key in MEANINGS)
+        cells = " | ".join(shown(one[key], 2) for key in _SAID)
         texts = "; ".join(f"*{_inline(text)}* {_percent(share)}" for text, share in one["texts"])
         rows.append(f"| {name} | {cells} | {texts} |")
     return "\n".join(rows)
+
+
+_SAID = ("right", "opposite", "contradictory", "other")
 
 
 def _inline(text: str) -> str:

@@ -16,13 +16,11 @@ from tokenq.models.packing import pack_trees
 from tokenq.models.reference import AdapterOff, scoring
 from tokenq.objectives import LabelledLogps, PairLogps, ResponseLogps, StepFeatures
 from tokenq.reproduce.mass_displacement.answers import (
-    ANSWERS,
-    EVASIONS,
     EVERY,
     KINDS,
     Pair,
-    contrary,
     drawn_pair,
+    said,
 )
 from tokenq.reproduce.mass_displacement.arms import Arm
 from tokenq.reproduce.mass_displacement.bench import DisplacementBench, Prompt, fresh
@@ -30,7 +28,7 @@ from tokenq.reproduce.objective_runs import sample
 
 WARMUP = 5
 ONE_PACK = 1 << 20
-MEANINGS = ("right", "opposite", "evasive", "other")
+STATED = ("right", "opposite", "other")
 SAMPLED_PROMPTS, SAMPLES, SAMPLE_TOKENS = 8, 4, 14
 Reading = dict[str, Any]
 
@@ -71,9 +69,11 @@ class HeldOut:
     def written(self, policy: PeftModel, seed: int) -> dict[str, Any]:
         """What the policy now writes at temperature 1, a few samples for some of the prompts.
 
-        right, opposite, evasive, other: share of samples that are, word for word, an answer of
-            that meaning in our lists, or none of them
-        texts: the most common samples with their share
+        right, opposite: share of samples that say so and nothing else, see `said`
+        other:           of those that say neither, such as evasions
+        texts:           the most common samples with their share
+
+        What is left contradicts itself: the first word says one thing, a later one the other.
         """
         tokenizer = self.bench.bench.tokenizer
         counts: Counter[str] = Counter()
@@ -89,13 +89,11 @@ class HeldOut:
                     end=int(tokenizer.eos_token_id),
                 )
                 for row in rows:
-                    text = tokenizer.decode(row, skip_special_tokens=True).strip()
+                    text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
                     counts[text] += 1
                     meanings[_meaning(text, prompt)] += 1
         total = counts.total()
-        shares = {
-            name: meanings[name] / total for name in ("right", "opposite", "evasive", "other")
-        }
+        shares = {name: meanings[name] / total for name in STATED}
         return {**shares, "texts": [[t, n / total] for t, n in counts.most_common(6)]}
 
     def _logps(self, model: nn.Module) -> dict[str, Tensor]:
@@ -229,11 +227,10 @@ _SIDES = ("chosen", "rejected")
 
 
 def _meaning(text: str, prompt: Prompt) -> str:
-    if text in EVASIONS:
-        return "evasive"
-    if text in ANSWERS[prompt.right]:
-        return "right"
-    return "opposite" if text in ANSWERS[contrary(prompt.right)] else "other"
+    found = said(text)
+    if found in ("both", "neither"):
+        return "contradictory" if found == "both" else "other"
+    return "right" if found == prompt.right else "opposite"
 
 
 def _moved(answers: Sequence[str]) -> list[str]:
