@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from histories import KINDS, STEPS, cut, made_history, made_logs
 from scipy import stats
-from tests.support.histories import KINDS, STEPS, cut, made_history, made_logs
 
 from tokenq.monitor.findings.finding import SEVERITIES
 from tokenq.monitor.findings.rules import RULES, findings

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from tokenq.monitor.identity import LEVEL, Interval
 
@@ -93,7 +93,7 @@ def chance(rows: Array, null: float = 0.0) -> float:
     error = rows.std(ddof=1) / count**0.5
     if distance <= 0:
         return 1.0
-    value = stats.t.sf(distance / error, count - 1) if error > 0 else 0.0
+    value = special.stdtr(count - 1, -distance / error) if error > 0 else 0.0
     return float(max(value, 0.5**count))
 
 
@@ -102,8 +102,9 @@ def interval(rows: Array) -> Interval:
     mean = mean_of(rows)
     if len(rows) < 2:
         return Interval(mean, None, None)
-    half = rows.std(ddof=1) / len(rows) ** 0.5 * stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1)
-    return Interval(mean, mean - float(half), mean + float(half))
+    quantile = special.stdtrit(len(rows) - 1, (1 + LEVEL) / 2)
+    half = float(rows.std(ddof=1) / len(rows) ** 0.5 * quantile)
+    return Interval(mean, mean - half, mean + half)
 
 
 def mean_of(rows: Array) -> float:
