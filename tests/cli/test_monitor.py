@@ -70,6 +70,11 @@ def test_a_watched_run_becomes_page_summary_and_table(
             reading = next(each for each in history.readings if each.step == int(row["step"]))
             expected = measured(history.setup, reading)[row["measure"]]
             assert (float(row["mean"]), float(row["low"])) == (expected.mean, expected.low)
+    # Its logs alone do not take the place of what was measured.
+    state = tmp_path / "run" / "trainer_state.json"
+    state.write_text(json.dumps({"log_history": list(history.logs)}))
+    assert main(["monitor", str(state)]) == 2
+    assert "holds what a monitor read of this run" in error_of(capsys)
     # The monitor's own folder may be named too.
     assert main(["monitor", str(root)]) == 0
     assert not (root / "monitor").exists()

@@ -84,8 +84,12 @@ def test_the_verdict_stands_first_then_findings_then_figures(
     assert heads[1:3] == ["Findings", "At a glance"]
     decision, found = decide(history), findings(history)
     assert page.locator(".verdict").inner_text() == VERDICTS[decision.verdict]
-    reasons = page.locator(".reasons .test").all_inner_texts()
-    assert reasons == [each.test for each in decision.reasons]
+    reasons = page.locator(".reasons .test").all_text_contents()
+    assert sorted(reasons) == sorted(each.test for each in decision.reasons)
+    signs = [each.get_attribute("class") for each in page.locator(".reasons > li").all()]
+    order = ["sign-harmful", "sign-open", "sign-expected", "sign-fact"]
+    assert signs == sorted(signs, key=order.index)
+    assert signs[0] == "sign-harmful"
     titles = page.locator(".finding h3").all_inner_texts()
     assert titles == [each.title for each in found]
     for each in found:

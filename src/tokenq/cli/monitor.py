@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
         history = _followed(arguments, console)
     else:
         history = _known(arguments.run)
+        _check_apart(history, out)
     check_writable(out, "--out")
     from tokenq.report.monitor_terminal import show_run
 
@@ -151,6 +152,15 @@ def _default_out(run: Path) -> Path:
     return folder if MonitorFolder(folder).exists() else folder / _FOLDER
 
 
+def _check_apart(history: "History", out: Path) -> None:
+    """Raise UserError where the report of mere logs would take the place of a watched run's."""
+    if history.setup is None and (out / "setup.json").exists():
+        raise UserError(
+            f"{out} holds what a monitor read of this run; accepted: the run's folder instead of a "
+            "file of its logs, or another --out"
+        )
+
+
 def _known(run: Path) -> "History":
     from tokenq.monitor.logs import run_history
 
@@ -167,6 +177,8 @@ def _followed(arguments: argparse.Namespace, console: Console) -> "History":
     folder = MonitorFolder.of(arguments.run)
     if not folder.exists() and MonitorFolder(arguments.run).exists():
         folder = MonitorFolder(arguments.run)
+    if not folder.exists():
+        console.print(f"waiting for {folder.root}", markup=False, soft_wrap=True)
     show = _live if console.is_terminal else _lines
     try:
         show(folder.root, console, arguments.interval)
@@ -182,8 +194,7 @@ def _live(root: Path, console: Console, interval: float) -> None:
     from tokenq.monitor.journal import MonitorFolder
     from tokenq.report.monitor_terminal import monitor_view
 
-    waiting = Text(f"waiting for {root}", style="dim")
-    with Live(waiting, console=console, auto_refresh=False, transient=True) as live:
+    with Live(Text(), console=console, auto_refresh=False, transient=True) as live:
 
         def show() -> None:
             history = MonitorFolder(root).history()
@@ -352,7 +363,9 @@ def _write(history: "History", arguments: argparse.Namespace, out: Path) -> int:
         write_figures(out / "figures", history)
     write_text(out / "measures.csv", _table(history))
     write_monitor_page(
-        out / "report.html", history, tokenizer=_tokenizer(arguments) if history.readings else None
+        out / "report.html",
+        history,
+        tokenizer=_tokenizer(arguments, history) if history.readings else None,
     )
     before = _earlier(out)
     # Only a run that is watched goes on after this; the monitor says when it has ended.
@@ -385,8 +398,8 @@ def _table(history: "History") -> str:
     return text.getvalue()
 
 
-def _tokenizer(arguments: argparse.Namespace) -> Any:
-    """The one named, or the one beside the run's weights; None where there is none."""
+def _tokenizer(arguments: argparse.Namespace, history: "History") -> Any:
+    """The one named, or the one beside the run's weights, or of its policy; None: there is none."""
     from tokenq.models.loading import load_tokenizer
     from tokenq.monitor.replay import checkpoints_of
 
@@ -398,4 +411,10 @@ def _tokenizer(arguments: argparse.Namespace) -> Any:
             return load_tokenizer(checkpoints_of(place)[-1][1])
         except UserError:
             continue
+    policy = history.setup.policy if history.setup else ""
+    if policy.startswith("bundled:") or Path(policy).is_dir():
+        try:
+            return load_tokenizer(policy)
+        except UserError:
+            return None
     return None

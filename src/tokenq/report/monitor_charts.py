@@ -393,12 +393,14 @@ def _chart(plan: _Plan, known: Values) -> Chart | None:
 
 
 def _margin_path(known: Values) -> Chart:
-    margin = dict(known["likelihood/margin"])
+    """Of held-out pairs, or of those trained on where no others are read."""
+    prefix = "likelihood/" if "likelihood/margin" in known else "likelihood/train_"
+    margin = dict(known[f"{prefix}margin"])
     clouds = []
     for side in ("chosen", "rejected"):
         points = [
             (margin[step].mean, reward.mean)
-            for step, reward in known[f"likelihood/{side}_reward"]
+            for step, reward in known[f"{prefix}{side}_reward"]
             if step in margin
         ]
         clouds.append(

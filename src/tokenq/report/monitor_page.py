@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tokenq.monitor.decision import Decision, decide
+from tokenq.monitor.decision import Decision, Reason, decide
 from tokenq.monitor.findings.finding import SEVERITIES, Finding
 from tokenq.monitor.findings.rules import findings
 from tokenq.monitor.identity import Interval
@@ -24,7 +24,7 @@ from tokenq.report.monitor_charts import GROUPS, REFERENCE, Chart, Line, charts
 from tokenq.report.monitor_figures import drawn
 from tokenq.report.monitor_glance import GlanceRow, facts, glance
 from tokenq.report.monitor_numbers import amount, bounded, chance, opening, share
-from tokenq.report.monitor_terminal import VERDICTS
+from tokenq.report.monitor_terminal import VERDICTS, answer_of
 from tokenq.report.monitor_texts import (
     ForkExample,
     GainingToken,
@@ -45,11 +45,11 @@ LOGS_ONLY = (
 
 _MARKS = {
     "harmful": ("▲", "speaks for harm"),
-    "expected": ("✓", "speaks against harm"),
     "open": ("?", "cannot tell"),
+    "expected": ("✓", "speaks against harm"),
     "fact": ("·", ""),
 }
-"""Of what a test speaks for: a sign, and the same in words."""
+"""Of what a test speaks for: a sign, and the same in words; in the order of the page."""
 
 _GROUP_NOTES = {
     "identity": "For responses that the reference itself writes, the mean implicit reward is "
@@ -119,6 +119,9 @@ class _View:
     facts: Sequence[tuple[str, str]]
     decision: Decision
     verdict: str
+    answer: str
+    reasons: Sequence[Reason]
+    beside: Sequence[Reason]
     findings: Sequence[tuple[Finding, Sequence[tuple[str, str]]]]
     counted: str
     quiet: str
@@ -142,6 +145,7 @@ class _View:
 
 def _view(history: History, words: Words) -> _View:
     setup, decision, found = history.setup, decide(history), findings(history)
+    decisive = _decisive(decision)
     known = values(history)
     shown = charts(history, known)
     once = [
@@ -155,6 +159,9 @@ def _view(history: History, words: Words) -> _View:
         facts=facts(history),
         decision=decision,
         verdict=VERDICTS[decision.verdict],
+        answer=answer_of(decision),
+        reasons=decisive,
+        beside=[each for each in decision.reasons if each not in decisive],
         findings=[(each, _shown_in(each, shown)) for each in found],
         counted=_counted(found),
         quiet="No rule has found anything in what was measured so far.",
@@ -182,6 +189,13 @@ def _view(history: History, words: Words) -> _View:
         marks=_MARKS,
         settings=_settings(setup.facts if setup else {}),
     )
+
+
+def _decisive(decision: Decision) -> list[Reason]:
+    """The tests that speak for something, harm first; all of them where none does."""
+    order = list(_MARKS)
+    told = [reason for reason in decision.reasons if reason.sign != "fact"]
+    return sorted(told or decision.reasons, key=lambda reason: order.index(reason.sign))
 
 
 def _settings(known: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,13 +7,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tokenq.monitor.decision import decide
+from tokenq.monitor.decision import Decision, decide
 from tokenq.monitor.findings.finding import Finding
 from tokenq.monitor.findings.rules import findings
 from tokenq.monitor.readings import History
 from tokenq.monitor.summary import last_step
 from tokenq.report.monitor_glance import facts, glance
-from tokenq.report.monitor_numbers import amount, bounded
+from tokenq.report.monitor_numbers import amount, bounded, opening
 
 VERDICTS = {
     "expected": "Expected",
@@ -38,6 +38,14 @@ _WITH_UNITS = 92
 """Characters of a line from which on there is room for units."""
 
 
+def answer_of(decision: Decision) -> str:
+    """The answer behind its verdict, which stands before it already."""
+    start = f"{VERDICTS[decision.verdict]}: "
+    if not decision.answer.startswith(start):
+        return decision.answer
+    return opening(decision.answer.removeprefix(start))
+
+
 def monitor_view(history: History, width: int = 80) -> RenderableType:
     """The whole run in a screen of `width` characters: headline, table, verdict, findings."""
     decision, found = decide(history), findings(history)
@@ -46,7 +54,7 @@ def monitor_view(history: History, width: int = 80) -> RenderableType:
     verdict = Text("negative chosen reward: expected or harmful?  ", style="dim")
     verdict.append(VERDICTS[decision.verdict], _STYLES[decision.verdict] + " not dim")
     parts: list[RenderableType] = [headline, Text(), _table(history, width), Text(), verdict]
-    parts.append(Padding(_plain(decision.answer), (0, 0, 0, 2)))
+    parts.append(Padding(_plain(answer_of(decision)), (0, 0, 0, 2)))
     for each in found:
         parts += [Text(), *_finding(each)]
     if not found:
