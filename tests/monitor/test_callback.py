@@ -369,7 +369,7 @@ def test_with_time_enough_a_budget_buys_readings_on_the_way(tmp_path: Path) -> N
 def test_a_resumed_run_has_the_readings_of_an_unbroken_one(
     tmp_path: Path, peft_config: LoraConfig | None
 ) -> None:
-    changes = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
 
     def trainer(folder: Path) -> PreferenceTrainer:
         made = ours(folder, peft_config=peft_config, **changes)
@@ -403,7 +403,7 @@ class StopAt(TrainerCallback):
 def test_resumed_without_the_reference_it_stays_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changes = {"save_strategy": "steps", "save_steps": 2}
+    changes: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
     ours(tmp_path / "run", **changes).train()
     trainer = ours(tmp_path / "run", **changes)
     Monitor(options=OPTIONS, steps=1).attach(trainer)

@@ -15,6 +15,7 @@ from tiny_training import pairs, save_model, tiny_llama, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from tokenq.models.reference_shards import ShardFolder
+from tokenq.monitor import MonitorFolder
 
 pytestmark = [
     pytest.mark.processes,
@@ -131,6 +132,27 @@ def test_two_processes_equal_one(
     theirs = AutoModelForCausalLM.from_pretrained(folder / "alone").state_dict()
     for key, weight in theirs.items():
         torch.testing.assert_close(ours[key], weight, rtol=0, atol=2e-4, msg=key)
+
+
+@pytest.mark.parametrize("launcher", [["--multi_gpu"], FSDP2], ids=["ddp", "fsdp2"])
+def test_the_monitor_reads_in_one_process_while_the_other_waits(
+    folder: Path, alone: tuple[list[dict[str, Any]], Path], launcher: list[str]
+) -> None:
+    name = "watched-fsdp2" if launcher is FSDP2 else "watched-ddp"
+    size = ["--per_device_train_batch_size", "2"]
+    log, _ = train(folder, name, launcher, *size, "--monitor_steps", "2", "--monitor_samples", "2")
+    lines = [line for line in log if "likelihood/margin" not in line]
+    losses, expected = (
+        [line["loss"] for line in each if "loss" in line] for each in (lines, alone[0])
+    )
+    assert losses == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    monitor = folder / name / "monitor"
+    if launcher is FSDP2:
+        assert not monitor.exists()  # sharded weights are not read
+        return
+    history = MonitorFolder(monitor).history()
+    assert [reading.step for reading in history.readings] == [0, 2, 4, 6]
+    assert json.loads((monitor / "summary.json").read_text())["ended"] is True
 
 
 def test_coupled_rows_of_two_processes_equal_two_parts_of_one(folder: Path) -> None:

@@ -84,6 +84,7 @@ def train_adapter(settings: DemoSettings, material: Material, folder: Path) -> P
         save_steps=10,
         save_total_limit=1,
         report_to="none",
+        monitor=False,  # so few pairs leave no time for it within its budget
     )
     model = ModelArguments(
         model_name_or_path=MODEL,

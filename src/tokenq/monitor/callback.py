@@ -5,6 +5,7 @@ ends the monitor, not the run.
 """
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,7 +28,7 @@ from tokenq.models.reference import AdapterOff
 from tokenq.monitor.journal import FOLDER
 from tokenq.monitor.probing import ProbeOptions
 from tokenq.monitor.session import NotWatched, Session, Settings, say
-from tokenq.monitor.watched import Watched, reference_of, watched
+from tokenq.monitor.watched import Watched, reference_of, settings_of, watched
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Monitor(TrainerCallback):
             return  # the others wait for the first at their next exchange of gradients
         assert model is not None
         try:
-            run = self._described(model, processing_class, train_dataloader)
+            run = self._described(args, model, processing_class, train_dataloader)
             folder = self.folder or Path(str(args.output_dir)) / FOLDER
             self._session = Session.begin(self.settings, run, model, args, state, folder, self.take)
         except NotWatched as reason:
@@ -136,8 +137,8 @@ class Monitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Report the first reading, which waits until all trackers are up."""
-        if self._session is not None and self._pending and self._trainer is not None:
-            self._publish(args, state, control)
+        if self._pending and self._trainer is not None:
+            self._guarded(args, state, control, lambda session: None)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -171,17 +172,19 @@ class Monitor(TrainerCallback):
 
     # ---- Inside ----
 
-    def _described(self, model: nn.Module, tokenizer: Any, loader: Any) -> Watched:
+    def _described(
+        self, args: TrainingArguments, model: nn.Module, tokenizer: Any, loader: Any
+    ) -> Watched:
         """What is watched: as given, else as found."""
         if self._trainer is not None:
             found = watched(self._trainer)
         else:
             rows = getattr(loader, "dataset", None)
             found = Watched(
-                None,
-                rows if hasattr(rows, "column_names") else None,
-                reference_of(model),
-                tokenizer,
+                trained=rows if hasattr(rows, "column_names") else None,
+                reference=reference_of(model),
+                tokenizer=tokenizer,
+                **settings_of(args),
             )
         given = {name: value for name, value in self._given.items() if value is not None}
         return replace(found, **given, off=None if "held_out" in given else found.off)
@@ -197,8 +200,10 @@ class Monitor(TrainerCallback):
             return
         try:
             do(self._session)
-            if self._trainer is not None:
+            if self._trainer is not None and self._pending:
+                begun = time.perf_counter()
                 self._publish(args, state, control)
+                self._session.charge(time.perf_counter() - begun)
         except Exception as error:
             self._give_up(args, state, error)
 
@@ -228,8 +233,6 @@ class Monitor(TrainerCallback):
 
         That would drain the averages that it keeps for its next line.
         """
-        if not self._pending:
-            return
         line, self._pending = self._pending, {}
         if state.epoch is not None:
             line["epoch"] = state.epoch

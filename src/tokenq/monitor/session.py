@@ -146,19 +146,28 @@ class Session:
         kept = {**line, "step": step}
         self.folder.append_log(kept)
         self._logs.append(kept)
-        self._charge(time.perf_counter() - begun)
+        self.charge(time.perf_counter() - begun)
+
+    def charge(self, seconds: float) -> None:
+        """Something else took the monitor `seconds` just now."""
+        self.schedule.charge(seconds)
+        self._mark += seconds
 
     def end(self, state: TrainerState) -> None:
         """Read the policy once more if it has changed since, and write summary and report."""
         self._trained(state)
-        if self._readings[-1].step < state.global_step:
+        # By then the weights may be those of an earlier step again.
+        restored = self._args.load_best_model_at_end and state.best_model_checkpoint
+        if self._readings[-1].step < state.global_step and not restored:
             self._probe(state, self.schedule.final())
         begun = time.perf_counter()
-        self._write_page()
-        self.schedule.charge(time.perf_counter() - begun)
-        write_summary(
-            self.folder.root, self.history, ended=True, monitor_seconds=self.schedule.spent
-        )
+        try:
+            self._write_page()
+        finally:
+            self.schedule.charge(time.perf_counter() - begun)
+            write_summary(
+                self.folder.root, self.history, ended=True, monitor_seconds=self.schedule.spent
+            )
         say(
             self._args,
             f"{len(self._readings)} readings in {self.schedule.spent:.1f} s, "
@@ -214,10 +223,6 @@ class Session:
         else:
             self.schedule.idled(now - self._mark)
         self._mark = now
-
-    def _charge(self, seconds: float) -> None:
-        self.schedule.charge(seconds)
-        self._mark += seconds
 
     def _write_page(self) -> None:
         from tokenq.report.monitor_page import write_monitor_page

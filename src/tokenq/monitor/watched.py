@@ -74,11 +74,18 @@ def watched(trainer: Any) -> Watched:
         trained if _columns(trained) else None,
         reference_of(trainer.model, reference),
         getattr(trainer, "processing_class", None),
-        getattr(args, "beta", None),
-        getattr(args, "max_length", None),
-        getattr(args, "truncation_mode", "keep_start"),
-        {"trainer": type(trainer).__name__, "objective": getattr(args, "loss_type", None)},
+        facts={"trainer": type(trainer).__name__, "objective": getattr(args, "loss_type", None)},
+        **settings_of(args),
     )
+
+
+def settings_of(args: Any) -> dict[str, Any]:
+    """What arguments of TRL's kind say of rewards and lengths, as fields of :class:`Watched`."""
+    return {
+        "beta": getattr(args, "beta", None),
+        "max_length": getattr(args, "max_length", None),
+        "truncation_mode": getattr(args, "truncation_mode", "keep_start"),
+    }
 
 
 def reference_of(policy: nn.Module, given: Any = None) -> nn.Module | AdapterOff | None:
@@ -90,9 +97,8 @@ def reference_of(policy: nn.Module, given: Any = None) -> nn.Module | AdapterOff
 
 def name_of(model: Any) -> str:
     """Where a model came from, for people."""
-    if isinstance(model, AdapterOff):
-        return model.name
-    return str(causal_lm(model).config._name_or_path or "a model without a name")
+    name = model.name if isinstance(model, AdapterOff) else causal_lm(model).config._name_or_path
+    return str(name or "a model without a name")
 
 
 @dataclass(frozen=True)
