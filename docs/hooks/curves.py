@@ -33,7 +33,6 @@ Loss = Callable[[Tensor], Tensor]
 
 def main() -> None:
     """Draw them all."""
-    torch.manual_seed(0)
     for name, figure in (
         ("expected", expected()),
         ("displacement", displacement()),
@@ -68,7 +67,8 @@ def table(parameters: Tensor) -> Tensor:
 
 def expected() -> Figure:
     """Chosen rewards from a start that was tuned on chosen answers, and from one that was not."""
-    chosen, rejected = torch.randn(2, 12).double().mul(1.2).softmax(-1)
+    draw = torch.Generator().manual_seed(0)
+    chosen, rejected = torch.randn(2, 12, generator=draw).double().mul(1.2).softmax(-1)
     figure, axes = _axes(2, "steps of descent", "implicit reward, β·nats")
     for place, title, reference in (
         (axes[0], "the reference was tuned on the chosen answers", chosen),
@@ -163,7 +163,9 @@ def length() -> Figure:
             (slope,) = torch.autograd.grad(loss(logit), logit)
             logit = (logit - 0.5 * slope).detach().requires_grad_()
         ending = torch.tensor(endings).double()
-        axes[0].plot(1 / ending, color=color, label=f"chosen is the longer one in {share:.0%}")
+        axes[0].plot(
+            1 / ending, color=color, label=f"chosen is the longer one in {100 * share:.0f} %"
+        )
         axes[1].plot(1 - (1 - ending) ** limit, color=color)
     axes[0].set_title("mean tokens of an answer", fontsize=10)
     axes[1].set_title(f"share that ends within {limit} tokens", fontsize=10)
