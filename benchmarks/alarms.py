@@ -189,7 +189,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<0>", eos_token="<1>")
 
 
-def base_model(language: Language, seed: int, steps: int = 300) -> PreTrainedModel:
+def base_model(language: Language, seed: int, steps: int = 150) -> PreTrainedModel:
     """A tiny transformer that has learnt the language from its answers."""
     torch.manual_seed(seed)
     config = LlamaConfig(

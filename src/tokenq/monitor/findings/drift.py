@@ -26,10 +26,10 @@ def length_drift(history: History) -> Finding | None:
         return np.array([len(ids) for ids in samples.ids], dtype=float)
 
     longer = held(
-        sample_track(history, length, baseline.response_tokens, scale=scale), LEAST_LENGTH, sides=2
+        sample_track(history, length, baseline.response_tokens, scale=scale), LEAST_LENGTH, tries=2
     )
     shorter = held(
-        sample_track(history, length, baseline.response_tokens, scale=-scale), LEAST_LENGTH, sides=2
+        sample_track(history, length, baseline.response_tokens, scale=-scale), LEAST_LENGTH, tries=2
     )
     found = longer or shorter
     if found is None:

@@ -70,7 +70,7 @@ def overfitting(history: History) -> Finding | None:
         before = 0.0 if means[best] <= 0 else mean_of(theirs.rows[best])
         lost.append(start - rows)
         least.append(LEAST_LOSS if mean_of(theirs.rows[number]) > before else np.inf)
-    found = held(Track(ours.steps, lost), least, tries=2)
+    found = held(Track(ours.steps, lost), least, tries=range(2, len(lost) + 2))
     if found is None:
         return None
     now, trained = interval(ours.rows[-1]), interval(theirs.rows[-1])

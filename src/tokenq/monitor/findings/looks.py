@@ -48,15 +48,14 @@ def held(
     least: float | Sequence[float],
     *,
     null: float = 0.0,
-    sides: int = 1,
-    tries: int = 1,
+    tries: int | Sequence[int] = 1,
 ) -> Held | None:
     """Find whether the mean is above `null`, and at least `least`, up to the latest look.
 
     least: below it the effect is too small to speak of, however sure; one for all looks or for each
     null:  what the mean is, at most, where nothing is wrong
-    sides: 2 where the sign of the rows was chosen after looking
-    tries: how many rows were tried at a look to choose these, times the number of the look
+    tries: how many sets of rows these were chosen from by looking at them (2 where their sign was),
+           one number for all looks or for each
 
     A look holds if its mean is at least `least` and its one-sided t-test against `null` is below
     :data:`HOLDING`. The effect is found if the unbroken run of looks that ends with the latest has
@@ -68,12 +67,12 @@ def held(
     floors = np.broadcast_to(np.asarray(least, dtype=float), count)
     number = np.arange(1, count + 1)
     means = np.array([mean_of(rows) for rows in track.rows])
-    chances = np.array([chance(rows, null) for rows in track.rows]) * sides
+    chances = np.array([chance(rows, null) for rows in track.rows])
     holds = (means >= floors) & (chances <= HOLDING)
     if not holds[-1]:
         return None
     first = int(np.flatnonzero(~holds)[-1]) + 1 if not holds.all() else 0
-    spent = chances * (np.pi * number) ** 2 / 6 * (tries * number if tries > 1 else 1)
+    spent = chances * np.asarray(tries) * (np.pi * number) ** 2 / 6
     error = float(spent[first:].min())
     if error > ERROR:
         return None

@@ -35,9 +35,9 @@ def identity_broken(history: History) -> Finding | None:
         for rows in divergence.rows
     ]
     track = response_track(history, lambda r: r.responses.log_ratio + r.responses.divergence)
-    above = held(track, least, sides=2)
+    above = held(track, least, tries=2)
     other = response_track(history, lambda r: -(r.responses.log_ratio + r.responses.divergence))
-    found = above or held(other, least, sides=2)
+    found = above or held(other, least, tries=2)
     if found is None:
         return None
     if above is None:
