@@ -19,6 +19,7 @@ from tokenq.reproduce.statistics import Estimate, estimate
 SHARES = {"near": 0.5, "opposite": 0.25, "evasive": 0.25}
 """Of the kinds in the data set; held-out means over kinds are weighted alike."""
 DISTINCT = {"near": 0.0, "opposite": 0.5, "evasive": 0.5}
+NEAR = {"near": 1.0}
 LEVEL = LEVELS[1]
 """Where correlations and findings read single pairs."""
 MARGIN = MARGINS[1]
@@ -44,8 +45,11 @@ def analysed(raw: dict[str, Any]) -> dict[str, Any]:
         for name in OBJECTIVE_ARMS
     }
     filtered = {
-        name: {f"{margin:g}": _at_margin(arms[name], margin, DISTINCT) for margin in MARGINS}
-        for name in FILTERS
+        which: {
+            name: {f"{margin:g}": _at_margin(arms[name], margin, shares) for margin in MARGINS}
+            for name in FILTERS
+        }
+        for which, shares in (("near", NEAR), ("distinct", DISTINCT))
     }
     return {
         "single": single,
@@ -156,7 +160,7 @@ def _spearman(
     records: Sequence[Record], name: str, kinds: Sequence[str], what: str
 ) -> float | None:
     rows = [
-        (record["predictors"][name], -row[1] if what == "fall" else row[3] - record["curve"][0][3])
+        (_predictor(record, name), -row[1] if what == "fall" else row[3] - record["curve"][0][3])
         for record in records
         if record["kind"] in kinds and (row := at_level(record["curve"], LEVEL)) is not None
     ]
@@ -164,6 +168,11 @@ def _spearman(
         return None
     value = float(stats.spearmanr(*zip(*rows, strict=True)).statistic)
     return None if np.isnan(value) else value
+
+
+def _predictor(record: Record, name: str) -> float:
+    value = record["chosen_logp"] if name == "likely chosen" else record["predictors"][name]
+    return float(value)
 
 
 def _gainers(singles: Sequence[Sequence[Record]]) -> dict[str, dict[str, float]]:
@@ -263,17 +272,16 @@ def _findings(raw: dict[str, Any]) -> list[Finding]:
         f"change of the mass of opposite words {at}",
         mean("near", 2),
     )
-    for name in ("CHES", "CHES of means", "own gradients"):
+    for name in ("CHES", "CHES of means", "head gradients"):
         own = [_spearman(records, name, KINDS, "fall") for records in singles]
-        add(f"{name} tells which pairs displace", f"Spearman with the fall, all pairs, {at}", own)
-        for control in ("token overlap", "shorter rejected"):
-            if name != "own gradients":
-                theirs = [_spearman(records, control, KINDS, "fall") for records in singles]
-                add(
-                    f"{name} tells more than {control}",
-                    "difference of the Spearman correlations",
-                    _less(own, theirs),
-                )
+        add(f"{name}: tells which pairs displace", f"Spearman with the fall, all pairs, {at}", own)
+        for control in ("token overlap", "likely chosen"):
+            theirs = [_spearman(records, control, KINDS, "fall") for records in singles]
+            add(
+                f"{name}: tells more than {control}",
+                "difference of the Spearman correlations",
+                _less(own, theirs),
+            )
     for name in ("CHES", "CHES of means"):
         add(
             f"{name} tells it among near-duplicates too",
@@ -292,19 +300,28 @@ def _findings(raw: dict[str, Any]) -> list[Finding]:
     steps = f"after {raw['settings']['steps']} steps, held out"
     whole = end("DPO", "opposite")
     add("DPO on the whole data set feeds opposite answers", f"change of their mass {steps}", whole)
-    for other in FILTERS:
-        if other == "DPO":
-            continue
+    for other, how in _HOW.items():
         add(
-            f"training on {other.removeprefix('DPO, ')} data keeps them smaller",
-            f"opposite mass, DPO - {other}, {steps}",
+            f"{how} keeps them smaller",
+            f"opposite mass, all pairs - {other.removeprefix('DPO, ')}, {steps}",
             _less(whole, end(other, "opposite")),
         )
     for other in ("DPO, CHES-filtered", "DPO, CHES-filtered, balanced"):
         add(
-            "filtering by CHES does more than filtering at random",
-            f"opposite mass, DPO, randomly filtered - {other}, {steps}",
+            f"{_HOW[other]} does more than filtering at random",
+            f"opposite mass, randomly filtered - {other.removeprefix('DPO, ')}, {steps}",
             _less(end("DPO, randomly filtered", "opposite"), end(other, "opposite")),
+        )
+    for what, shares in (("near-duplicates", NEAR), ("the other pairs", DISTINCT)):
+        rows = [
+            [_of(equal_margin(run["readings"], MARGIN, shares), "chosen") for run in arms[name]]
+            for name in ("DPO, no near-duplicates", "DPO, near-duplicates only")
+        ]
+        add(
+            "near-duplicates alone displace more than the other pairs alone",
+            f"log pi(y+), no near-duplicates - near-duplicates only, at a held-out margin of "
+            f"{MARGIN:g} nats on {what}",
+            _less(*rows),
         )
     add(
         "DPO on the whole data set makes chosen answers less likely",
@@ -318,7 +335,7 @@ def _findings(raw: dict[str, Any]) -> list[Finding]:
 
     def level(name: str, key: str) -> list[float | None]:
         rows = [equal_margin(run["readings"], MARGIN, SHARES) for run in arms[name]]
-        return [None if row is None else row[key] for row in rows]
+        return [_of(row, key) for row in rows]
 
     for name in OBJECTIVE_ARMS:
         if name in ("DPO", "SFT"):
@@ -334,6 +351,19 @@ def _findings(raw: dict[str, Any]) -> list[Finding]:
             _less(level("DPO", "opposite"), level(name, "opposite")),
         )
     return found
+
+
+_HOW = {
+    "DPO, CHES-filtered": "filtering by CHES",
+    "DPO, CHES-filtered, balanced": "filtering by CHES within each answer",
+    "DPO, randomly filtered": "filtering at random",
+    "DPO, no near-duplicates": "leaving all near-duplicates out",
+    "DPO, near-duplicates only": "leaving all others out",
+}
+
+
+def _of(row: dict[str, float] | None, key: str) -> float | None:
+    return None if row is None else row[key]
 
 
 def _less(first: Sequence[float | None], second: Sequence[float | None]) -> list[float | None]:

@@ -1,6 +1,7 @@
 """The page of `tokenq reproduce displacement`."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from tokenq.reproduce.findings import findings_table
@@ -64,13 +65,17 @@ questions), by first word and verb; *contradictory*: "Yes, the writer disliked .
 {_written_table(results["written"])}
 
 **Objectives at equal margin**: where the mean held-out margin, in nats without beta, first reaches
-each level. *Seeds*: how many got there.
+each level; *seeds*: how many runs got there.
 
 {_margin_table(results["at margin"], OBJECTIVE_ARMS)}
 
-**Filters at equal margin** of the pairs that are no near-duplicates:
+**Filters at equal margin** of held-out near-duplicates:
 
-{_margin_table(results["filters at margin"], FILTERS)}
+{_margin_table(results["filters at margin"]["near"], FILTERS)}
+
+and of the other held-out pairs:
+
+{_margin_table(results["filters at margin"]["distinct"], FILTERS)}
 
 {findings_table(results["findings"])}
 
@@ -86,12 +91,16 @@ grows, by cosine of the two tokens' embeddings: {falls}.
 Question: `{question}` (lines end at `/`). Answers, the first of each the most usual: {yes}; {no};
 evasive:
 {", ".join(f"*{answer}*" for answer in EVASIONS)}. Words that begin answers of a meaning:
-{"; ".join(f"{meaning}: {', '.join(words)}" for meaning, words in WORDS.items())}. These lists, the
-levels and the margins were fixed before the runs.
+{"; ".join(f"{meaning}: {', '.join(words)}" for meaning, words in WORDS.items())}. The
+question, answers and rates were settled in trials of one seed; lists, levels and margins stood
+before the runs reported here. *DPO, CHES-filtered, balanced* and *DPOP, lambda 5* were added after
+the first seed had shown that the lowest CHES favours one answer and that DPOP with its published
+weight hardly moves here.
 
 Predictors: {"; ".join(f"*{name}*, {text}" for name, text in PREDICTORS.items())}.
 
-Objectives: {"; ".join(f"*{n}*, `{results['objectives'][n]}`" for n in results["objectives"])}.
+Objectives have the defaults of `tokenq.objectives`, which are their papers'; in *DPOP, lambda 5*
+beta is 0.1, in *cDPO* label smoothing is 0.1, *NLL* has weight 1 a token.
 
 ## Limits
 
@@ -100,7 +109,8 @@ share questions, so that intervals speak of pairs, orders and first weights, not
 The tuned start spreads over several right answers, so a chosen answer has room to become likelier,
 which an answer that is nearly certain has not. A pair's CHES without length normalisation is
 dominated by which of the two answers is longer. The filter keeps half of the pairs; the paper keeps
-few. Mass is counted on first tokens alone.
+few. Runs on half of the pairs see each of them twice as often. Mass is counted on first tokens
+alone; what a policy says later shows in what it writes.
 """
 
 
@@ -109,7 +119,7 @@ def _percent(share: float) -> str:
 
 
 def _cell(value: Estimate | None, digits: int = 2) -> str:
-    return "not reached" if value is None else shown(value, digits)
+    return "—" if value is None else shown(value, digits)
 
 
 def _single_table(single: dict[str, Any]) -> str:
@@ -189,17 +199,13 @@ def _not_judged(names: list[str]) -> str:
     return f"Not judged, since not every seed reached that margin: {', '.join(names)}."
 
 
-def _margin_table(found: dict[str, Any], names: Any) -> str:
-    rows = [
-        "| | margin | seeds | log pi(y+) | log pi(y+), near-duplicates | opposite words | "
-        "right words |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def _margin_table(found: dict[str, Any], names: Iterable[str]) -> str:
+    titles = [f"{what} at {m:g}" for what in ("log pi(y+)", "opposite words") for m in MARGINS]
+    seeds = ", ".join(f"{margin:g}" for margin in MARGINS)
+    rows = [f"| | seeds at {seeds} | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
     for name in names:
-        for margin in MARGINS:
-            one = found[name][f"{margin:g}"]
-            cells = [_cell(one.get(key)) for key in ("chosen", "near", "opposite", "right")]
-            rows.append(
-                f"| {name} | {margin:g} | {one['reached']} of {one['of']} | {' | '.join(cells)} |"
-            )
+        own = [found[name][f"{margin:g}"] for margin in MARGINS]
+        cells = [_cell(one.get(key)) for key in ("chosen", "opposite") for one in own]
+        reached = ", ".join(str(one["reached"]) for one in own)
+        rows.append(f"| {name} | {reached} | {' | '.join(cells)} |")
     return "\n".join(rows)

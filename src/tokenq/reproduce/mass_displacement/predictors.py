@@ -30,13 +30,16 @@ PREDICTORS = {
     "token overlap": "share of tokens in common, in order (less edit distance)",
     "shorter rejected": "tokens of chosen less tokens of rejected",
     "likelier rejected": "log pi(y-) - log pi(y+)",
+    "likely chosen": "log pi(y+), which says how far it could still rise",
     "random": "a number drawn at random",
 }
 """Name and meaning."""
 
 
 def predictors(bench: DisplacementBench, pairs: Sequence[Pair], seed: int) -> list[dict[str, Any]]:
-    """Everything of :data:`PREDICTORS` but `own gradients`, which takes a backward pass."""
+    """What :data:`PREDICTORS` names, without `own gradients`, which takes a backward pass, and
+    `likely chosen`, which the record of a run has anyway.
+    """
     draw = Random(f"random {seed}")
     prompts = [bench.training[pair.prompt] for pair in pairs]
     chosen = [bench.ids(p, pair.chosen) for p, pair in zip(prompts, pairs, strict=True)]
