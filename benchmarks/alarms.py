@@ -217,7 +217,7 @@ def base_model(language: Language, seed: int, steps: int = 150) -> PreTrainedMod
 
 
 def trained(setting: Setting, seed: int, bases: dict[Any, Any], steps: int) -> History:
-    """One run of PreferenceTrainer, read every tenth of it."""
+    """One run of PreferenceTrainer, read every fifth of it."""
     language = Language(seed % 4)
     own = Language(seed % 4 if setting.base_knows else 100 + seed % 4)
     key = (seed % 4, setting.base_knows)
@@ -232,7 +232,7 @@ def trained(setting: Setting, seed: int, bases: dict[Any, Any], steps: int) -> H
             "output_dir": folder, "per_device_train_batch_size": 16, "max_steps": steps,
             "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 4, "beta": 0.1,
             "logging_steps": 2, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
-            "use_cpu": True, "seed": seed, "monitor_steps": max(1, steps // 10),
+            "use_cpu": True, "seed": seed, "monitor_steps": max(1, steps // 5),
             "precompute_ref_log_probs": reference is None,
             "reference_cache_dir": f"{folder}/reference",
         }  # fmt: skip
@@ -451,7 +451,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=12, help="made runs of each fault")
     parser.add_argument("--seeds", type=int, default=20, help="trained runs without a fault")
     parser.add_argument("--failing", type=int, default=5, help="trained runs of each fault")
-    parser.add_argument("--steps", type=int, default=40, help="optimiser steps of a trained run")
+    parser.add_argument("--steps", type=int, default=30, help="optimiser steps of a trained run")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     parser.add_argument("--out", type=Path, default=Path("results/alarms"))
     options = parser.parse_args()
