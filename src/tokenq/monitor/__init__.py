@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tokenq.monitor.decision import decide as decide
     from tokenq.monitor.filtering import FilterSummary as FilterSummary
     from tokenq.monitor.filtering import filter_pairs as filter_pairs
+    from tokenq.monitor.findings.finding import Finding as Finding
+    from tokenq.monitor.findings.rules import RULES as RULES
     from tokenq.monitor.identity import KLIdentity as KLIdentity
     from tokenq.monitor.identity import kl_identity as kl_identity
     from tokenq.monitor.journal import MonitorFolder as MonitorFolder
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Decision": "decision",
     "FilterSummary": "filtering",
+    "Finding": "findings.finding",
     "KLIdentity": "identity",
     "LikelihoodSplit": "likelihood",
     "MEASURES": "measures",
@@ -41,6 +44,7 @@ _HOMES = {
     "PairSimilarity": "similarity",
     "ProbeOptions": "probing",
     "Prober": "probing",
+    "RULES": "findings.rules",
     "answer_parts": "likelihood",
     "decide": "decision",
     "filter_pairs": "filtering",
