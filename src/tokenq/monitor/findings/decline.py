@@ -42,7 +42,7 @@ def expected_decline(history: History) -> Finding | None:
         f"At step {last.step} {name_of(source)} chosen answers have lost "
         f"{said(found.interval)} nats, a reward of {-beta * found.interval.mean:.3f}. A policy as "
         f"far from its reference must lose {said(asked)} nats on what the reference itself writes "
-        f"in these states; on the reference's own responses it has gained {said(own)}.",
+        f"in these states; the log-ratio of the reference's own responses is {said(own)}.",
         "In expectation over the reference's own responses the implicit reward is "
         "-beta KL(ref || pi): 0 at the start and negative ever after (eq. 16 of 2404.12358). After "
         "SFT on chosen answers the reference writes like them, so theirs falls with it.",
