@@ -32,7 +32,7 @@ def page(results: dict[str, Any]) -> str:
 `{settings["model"]}` is asked whether the writer of a film sentence liked the film; people's
 ratings of the sentence are the truth. It is tuned on right answers first, then the last
 {settings["layers"]} layers are trained (LoRA). The chosen answer of a pair is always right. The
-rejected one says the same in other words (*near-duplicate*), the contrary (*opposite*), or nothing
+rejected one says the same in other words (*near-duplicate*), the contrary (*opposite*), or neither
 (*evasive*). {len(seeds)} seeds, 95 % intervals over seeds. After tuning, on {settings["held_out"]}
 held-out questions, words that begin right answers have a mass of {start["right"]}, those of
 opposite answers {start["opposite"]}; the former is larger on {start["accuracy"]} of the questions.
@@ -189,8 +189,9 @@ _SAID = ("right", "opposite", "contradictory", "other")
 
 
 def _inline(text: str) -> str:
-    """A sample as a table shows it: on one line, without Markdown's own characters."""
-    return " ".join(re.sub(r"[|*`<>\[\]_]", " ", text).split()) or "nothing"
+    """A sample as a table shows it: its beginning, without Markdown's own characters."""
+    plain = " ".join(re.sub(r"[|*`<>\[\]_]", " ", text).split()) or "nothing"
+    return plain if len(plain) <= 60 else f"{plain[:60].rstrip()} ..."
 
 
 def _not_judged(names: list[str]) -> str:
