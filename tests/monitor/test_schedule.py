@@ -114,6 +114,19 @@ def test_no_samples_where_they_would_leave_no_probe_on_the_way() -> None:
     assert schedule.overhead <= 0.03 + 1e-9
 
 
+def test_time_for_the_report_is_kept_back() -> None:
+    run = Run(1.0, 2.0, 0.0, 4.0, steps=1000)
+    short = Run(1.0, 0.5, 0.0, 0.5, steps=100)
+
+    schedule = run.play(Schedule(0.03, 0, 1000, closing=10.0))
+    too_short = short.play(Schedule(0.03, 0, 100, closing=3.0))
+
+    assert schedule.spent == pytest.approx(20.0)  # 30 s less those of the report
+    assert schedule.closes()
+    assert len(short.probes) == 2
+    assert not too_short.closes()
+
+
 def test_every_so_many_steps_whatever_it_costs() -> None:
     run = Run(0.01, 5.0, 5.0, 5.0, steps=10)
 

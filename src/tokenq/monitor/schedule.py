@@ -94,6 +94,7 @@ class Schedule:
     every:       probe every so many steps instead, whatever it costs
     samples:     responses of the policy in a probe that has them; 0: none are ever drawn
     responses:   responses that the reference writes in the set-up
+    closing:     seconds that the report at the end takes, which are kept back for it
     trained, spent: seconds of earlier sessions of the run, of training and of the monitor
     """
 
@@ -106,6 +107,7 @@ class Schedule:
         every: int | None = None,
         samples: int = 0,
         responses: int = 0,
+        closing: float = 0.0,
         trained: float = 0.0,
         spent: float = 0.0,
     ) -> None:
@@ -114,6 +116,7 @@ class Schedule:
         self.every = every
         self.trained = trained
         self.spent = self._before = spent
+        self._closing = closing
         self._span = max(1, last_step)
         self.step = self._probed = first_step
         self._with_samples = samples > 0
@@ -186,7 +189,7 @@ class Schedule:
             return Due(self._with_samples) if step % self.every == 0 else None
         if len(self._steps) < _WARM_UP:
             return None
-        left = self.budget * self.expected - self.spent
+        left = self.budget * self.expected - self.spent - self._closing
         free = left - self.cost - (self.extra if self._samples_at_end() else 0.0)
         affordable = math.floor(free / self.cost) if self.cost > 0 else MOST_PROBES
         if affordable < 1:
@@ -201,12 +204,18 @@ class Schedule:
         """The last probe, which is always made; with samples where they fit."""
         if self.every is not None:
             return Due(self._with_samples)
-        left = self.budget * self.trained - self.spent
-        return Due(self._with_samples and left >= self.cost + self.extra)
+        return Due(self._with_samples and self._affords(self._closing + self.cost + self.extra))
+
+    def closes(self) -> bool:
+        """Whether there is time for the report."""
+        return self.every is not None or self._affords(self._closing)
+
+    def _affords(self, seconds: float) -> bool:
+        return self.spent + seconds <= self.budget * self.trained
 
     def _samples_at_end(self) -> bool:
         """Whether to keep their cost back: where two probes on the way can be had beside."""
-        for_readings = self.budget * self.expected - self._before - self._opening
+        for_readings = self.budget * self.expected - self._before - self._opening - self._closing
         return self._with_samples and for_readings >= self.extra + 4 * self.cost
 
     def _samples_now(self, free: float, probes: int) -> bool:

@@ -37,6 +37,9 @@ from tokenq.storage import write_text
 logger = logging.getLogger(__name__)
 
 PAGE_FILE = "report.html"
+REPORT_SECONDS = 3.0
+"""What the report takes, and loading what draws it."""
+_HOW_TO_REPORT = "the report would take it over its budget: tokenq monitor RUN_DIR writes it"
 STEP_COST, ADAPTER_STEP_COST = 3.0, 2.2
 """Forwards that training on a token costs: in full, and of an adapter only."""
 
@@ -161,8 +164,10 @@ class Session:
         if self._readings[-1].step < state.global_step and not restored:
             self._probe(state, self.schedule.final())
         begun = time.perf_counter()
+        written = self.schedule.closes()
         try:
-            self._write_page()
+            if written:
+                self._write_page()
         finally:
             self.schedule.charge(time.perf_counter() - begun)
             write_summary(
@@ -171,7 +176,8 @@ class Session:
         say(
             self._args,
             f"{len(self._readings)} readings in {self.schedule.spent:.1f} s, "
-            f"{self.schedule.overhead:.1%} of the training time; see {self.folder.root}",
+            f"{self.schedule.overhead:.1%} of the training time; "
+            + (f"see {self.folder.root / PAGE_FILE}" if written else _HOW_TO_REPORT),
         )
 
     # ---- Inside ----
@@ -360,6 +366,7 @@ def _schedule(
         every=settings.steps,
         samples=options.samples,
         responses=options.responses,
+        closing=REPORT_SECONDS,
         **before,
     )
 
