@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from tokenq.monitor.decision import decide
 from tokenq.monitor.measures import measured
@@ -20,7 +21,7 @@ from tokenq.reproduce.likelihood_decline.settings import (
     DeclineSettings,
 )
 from tokenq.reproduce.likelihood_decline.work import Worker
-from tokenq.reproduce.statistics import estimate
+from tokenq.reproduce.statistics import LEVEL, estimate
 
 READ = {
     "chosen": "train_chosen_reward",
@@ -167,16 +168,19 @@ def coverage(tasks: Mapping[str, Any]) -> dict[str, Any]:
     """How often the identity's interval covers 0: at all checkpoints, and at the last ones.
 
     The checkpoints of a run are read on the same responses and are not independent, runs are.
+    `chance_of_fewer`: that as few intervals of that many runs cover 0, or fewer, if all is right.
     """
     every = [arm for task in tasks.values() for arm in task["arms"].values()]
     rows = [row for arm in every for row in arm["identity"]]
     last = [row for arm in every for row in arm["identity"] if row["step"] == arm["steps"][-1]]
     scale = np.mean([abs(row["minus_beta_kl"]) for row in last])
+    covered = sum(row["covers"] for row in last)
     return {
         "checkpoints": len(rows),
         "covered": sum(row["covers"] for row in rows),
         "runs": len(last),
-        "covered_at_the_end": sum(row["covers"] for row in last),
+        "covered_at_the_end": covered,
+        "chance_of_fewer": float(stats.binom.cdf(covered, len(last), LEVEL)),
         "mean_gap_at_the_end": estimate([row["gap"] for row in last]),
         "mean_size_at_the_end": float(scale),
     }
@@ -250,6 +254,19 @@ def found(arms: Mapping[str, Curves]) -> list[Finding]:
                         _of_seeds(arms[CHOSEN], READ[shown], both),
                     ),
                 )
+    for arm, curves in arms.items():
+        before, after = curves.by_seed("ref_ended"), curves.by_seed("sample_ended")
+        expect(
+            "the policy ends fewer of its texts than the reference did",
+            f"{arm}: share of samples that end, reference less policy",
+            _less(before, after),
+        )
+    if NONE in arms:
+        expect(
+            "without SFT, samples come to repeat themselves",
+            f"{NONE}: share of repeated 3-grams, policy less reference",
+            _less(arms[NONE].by_seed("sample_repetition"), arms[NONE].by_seed("ref_repetition")),
+        )
     if REJECTED in arms:
         falls(REJECTED, "rejected", "after SFT on the rejected answers, rejected falls")
     return findings

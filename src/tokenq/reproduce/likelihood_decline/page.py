@@ -77,7 +77,8 @@ def _identity(found: Mapping[str, Any]) -> str:
 Of the {found["checkpoints"]} checkpoints that were read, the 95 % interval of (mean implicit
 reward of the reference's samples) less (-beta KL), over prompts, covers 0 in {found["covered"]}
 ({found["covered"] / found["checkpoints"]:.0%}); of the {found["runs"]} last checkpoints in
-{found["covered_at_the_end"]}. Checkpoints of one run are read on the same responses and go
+{found["covered_at_the_end"]} (as few or fewer would by chance with probability
+{found["chance_of_fewer"]:.2f}). Checkpoints of one run are read on the same responses and go
 together; runs do not. The mean difference at the end is {shown(gap, 4)}, where -beta KL is
 {found["mean_size_at_the_end"]:.3f} on average in size.
 <!-- --8<-- [end:identity] -->"""
@@ -255,7 +256,9 @@ def _limits(settings: Mapping[str, Any]) -> str:
   small. There are many rows: one in twenty without any effect would lie outside.
 - Answers are one line long and hardly any begin alike, so the shared beginning is a token or
   none: where answers share much, see `tokenq reproduce displacement`.
-- Controls are read at fewer checkpoints than the arms of the claim."""
+- Controls are read at fewer checkpoints than the arms of the claim, and an arm may have fewer
+  seeds than another: where two are compared, it is on the seeds that both have.
+- *Ended* is of texts of at most {settings["probe"]["new_tokens"]} tokens."""
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
