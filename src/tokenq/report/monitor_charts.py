@@ -80,8 +80,7 @@ GROUPS = {
     "parts": "Where in the answer",
     "displacement": "Where the probability went",
     "drift": "How far from the reference",
-    "accuracy": "Which answer is preferred",
-    "calibration": "Confidence against accuracy",
+    "accuracy": "Which answer is preferred, and how surely",
     "samples": "What the policy writes",
     "pairs": "What the pairs push on",
     "logs": "From the trainer’s logs",
@@ -252,7 +251,7 @@ _PLANS = (
         0.5,
     ),
     _Plan(
-        "overconfidence_pairs", "calibration", "Overconfidence about pairs", _SHARE,
+        "overconfidence_pairs", "accuracy", "Overconfidence about pairs", _SHARE,
         "Mean Bradley-Terry confidence less accuracy. 0 is calibrated; above, margins say more "
         "than they can keep.",
         [
@@ -262,7 +261,7 @@ _PLANS = (
         0.0,
     ),
     _Plan(
-        "overconfidence_tokens", "calibration", "Overconfidence about tokens", "probability",
+        "overconfidence_tokens", "accuracy", "Overconfidence about tokens", "probability",
         "Expected less actual probability of the chosen answers’ tokens. 0 is calibrated.",
         [
             ("overconfidence_tokens", "held-out pairs", "chosen"),
