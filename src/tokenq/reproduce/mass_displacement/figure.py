@@ -69,7 +69,7 @@ def _predictors(axes: Axes, results: dict[str, Any]) -> None:
     axes.axvline(0, color="black", lw=0.6)
     axes.set_xlabel("Spearman correlation with the fall of log pi(y+)")
     axes.set_title(f"What tells it before training (at {LEVEL:g} nats)", fontsize=10)
-    _legend(axes, fontsize=8)
+    _legend(axes, fontsize=8, loc="lower left")
 
 
 def _point(axes: Axes, value: Estimate, at: float, colour: Any, label: str | None) -> None:

@@ -93,9 +93,10 @@ evasive:
 {", ".join(f"*{answer}*" for answer in EVASIONS)}. Words that begin answers of a meaning:
 {"; ".join(f"{meaning}: {', '.join(words)}" for meaning, words in WORDS.items())}. The
 question, answers and rates were settled in trials of one seed; lists, levels and margins stood
-before the runs reported here. *DPO, CHES-filtered, balanced* and *DPOP, lambda 5* were added after
-the first seed had shown that the lowest CHES favours one answer and that DPOP with its published
-weight hardly moves here.
+before the runs reported here. After the first seed had shown that the lowest CHES favours one
+answer, that DPOP with its published weight hardly moves here and that policies come to contradict
+themselves, *DPO, CHES-filtered, balanced*, *DPOP, lambda 5*, the control *likely chosen*, the
+filters' comparison at a margin of near-duplicates and the reading of samples were added.
 
 Predictors: {"; ".join(f"*{name}*, {text}" for name, text in PREDICTORS.items())}.
 
