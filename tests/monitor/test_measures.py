@@ -130,6 +130,8 @@ def test_entropy_and_peak_are_means_over_states() -> None:
         rise = POLICY.max(-1) - REFERENCE.max(-1)
         peaks = [at_states(TREE, rise, *each).mean() for each in answers]
         assert found[f"peak_{side}"] == pytest.approx(np.mean(peaks))
+    states = [at_states(TREE, entropies(POLICY), *each).mean() for each in ALL]
+    assert found["entropy_responses"] == pytest.approx(np.mean(states))
     sharper = POLICY * 3
     sharper -= np.log(np.exp(sharper).sum(-1, keepdims=True))
     assert means(policy=sharper)["peak_chosen"] > found["peak_chosen"]
