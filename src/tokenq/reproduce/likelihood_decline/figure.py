@@ -29,7 +29,7 @@ _BAND, _BAND_COLOR = "minus beta KL", "#b9a44c"
 _TABULAR = {
     "chosen": _LINES["chosen"],
     "rejected": _LINES["rejected"],
-    "expected": _LINES["reference's samples"],
+    "expected": ("#333333", ":"),
 }
 
 
