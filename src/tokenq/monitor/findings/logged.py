@@ -1,6 +1,7 @@
 """What a trainer's own log lines show. They are means over batches: no test stands behind these."""
 
 import math
+from bisect import insort
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,11 +62,7 @@ def not_finite(history: History) -> Finding | None:
 def gradient_spikes(history: History) -> Finding | None:
     """Gradient norms far above those before them."""
     steps, norms = _series(history, "grad_norm")
-    spikes = [
-        number
-        for number in range(FEW, len(norms))
-        if norms[number] > SPIKE * np.median(norms[:number])
-    ]
+    spikes = _spikes(norms)
     if len(spikes) < SPIKES:
         return None
     highest = float(norms[spikes].max())
@@ -83,10 +80,23 @@ def gradient_spikes(history: History) -> Finding | None:
     )
 
 
+def _spikes(norms: Array) -> list[int]:
+    """Numbers of the values far above the median of those before them."""
+    earlier: list[float] = []
+    found = []
+    for number, norm in enumerate(norms.tolist()):
+        if number >= FEW:
+            middle = (earlier[(number - 1) // 2] + earlier[number // 2]) / 2
+            if norm > SPIKE * middle:
+                found.append(number)
+        insort(earlier, norm)
+    return found
+
+
 def separable_pairs(history: History) -> Finding | None:
     """Accuracy is 1 from the first lines on."""
     steps, accuracies = _series(history, "rewards/accuracies")
-    if len(steps) < FEW or accuracies[:FEW].min() < SEPARABLE:
+    if len(steps) < FEW or steps[0] > START_STEPS or accuracies[:FEW].min() < SEPARABLE:
         return None
     return Finding(
         "separable_pairs",
