@@ -159,7 +159,7 @@ def test_displacement_is_harmful() -> None:
     assert beyond.sign == "harmful"
     assert beyond.interval.high < 0
     assert beyond.value < -1
-    assert decision.change[0] == advice.FILTER
+    assert decision.change[0] == advice.SFT_TERM
     assert "lose more than the KL identity asks for" in decision.answer
     assert reason(decision, "KL identity").sign == "expected"
 

@@ -401,7 +401,7 @@ def _mismeasured(known: _Known, reasons: Sequence[Reason]) -> Decision:
     )
 
 
-_DISPLACED = (advice.FILTER, advice.DPOP, advice.SFT_TERM, advice.SFT_FIRST, advice.EARLIER)
+_DISPLACED = (advice.SFT_TERM, advice.DPOP, advice.SFT_FIRST, advice.EARLIER, advice.FILTER)
 _HARM = {
     "beyond the identity": ("chosen answers lose more than the KL identity asks for", _DISPLACED),
     "mass by meaning": ("mass moves to what the rejected answers say", _DISPLACED),

@@ -10,8 +10,8 @@ SFT_TERM = (
 )
 DPOP = "Use `loss_type: [dpop]`, which charges for every nat that a chosen answer loses."
 FILTER = (
-    "Leave out the pairs whose answers are hardly different to the model: "
-    "`tokenq filter --by ches --keep 0.9`, and look at what left."
+    "Look at the pairs that push their own chosen answer down, and leave out those that are not "
+    "worth it: `tokenq filter --by gradient --keep 0.9`."
 )
 EARLIER = "Take an earlier checkpoint, from before this began, or stop here."
 MORE_BETA = "Raise `beta`: it is what holds the policy near the reference."

@@ -79,7 +79,7 @@ def displacement(history: History) -> Finding | None:
         "others ('likelihood displacement', 2410.08847): most where the two answers look alike to "
         "the model. Of answers that the reference wrote itself, the excess is 0 in expectation "
         "(eq. 16 of 2404.12358, token by token), so this is no part of an expected decline.",
-        [advice.FILTER, advice.DPOP, advice.SFT_TERM, advice.SFT_FIRST, advice.EARLIER],
+        [advice.SFT_TERM, advice.DPOP, advice.SFT_FIRST, advice.EARLIER, advice.FILTER],
         ["likelihood/excess_decline", "likelihood/chosen_reward", "likelihood/minus_beta_kl"],
         evidence(found, f"fall beyond KL(ref || pi), {name_of(source)} chosen answers", "nats"),
     )
@@ -106,7 +106,7 @@ def mass_to_neither(history: History) -> Finding | None:
         "Pushing the rejected token down frees mass that goes to the tokens which the shared state "
         "favours, most to those that were most probable already (2407.10490), and not "
         "to the chosen one.",
-        [advice.DPOP, advice.SFT_TERM, advice.FILTER],
+        [advice.SFT_TERM, advice.DPOP, advice.FILTER],
         ["likelihood/fork_chosen", "likelihood/fork_rejected", "likelihood/fork_other"],
         evidence(found, "probability that the first differing chosen token lost", "share"),
     )
@@ -132,7 +132,7 @@ def mass_toward_rejected(history: History) -> Finding | None:
         f"{_gainers(history, source)}",
         "This is the harmful kind of displacement: the policy gets to the opposite of what was "
         "preferred (2410.08847, where it undid refusals).",
-        [advice.FILTER, advice.DPOP, advice.SFT_TERM, advice.EARLIER],
+        [advice.SFT_TERM, advice.DPOP, advice.EARLIER, advice.FILTER],
         ["likelihood/fork_toward", "likelihood/fork_chosen", "likelihood/fork_other"],
         evidence(found, "probability moved towards the rejected token's neighbours", "share"),
     )
@@ -224,7 +224,7 @@ def similar_pairs(history: History) -> Finding | None:
         "With gradients g+ and g- of the two log-probabilities, log pi(chosen) changes by "
         "|g+|^2 - <g+, g-> a step: near 0 or below it where the answers' hidden states are alike, "
         "as CHES measures (2410.08847).",
-        [advice.FILTER, advice.DPOP, advice.SFT_TERM],
+        [advice.SFT_TERM, advice.DPOP, advice.FILTER],
         ["likelihood/chosen_change", "likelihood/gradient_cosine", "likelihood/ches"],
         evidence(found, "pairs whose push on chosen is taken back", "share"),
     )
