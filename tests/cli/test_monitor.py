@@ -41,7 +41,7 @@ def written(root: Path, history: History, since: int = -1) -> None:
 
 @pytest.fixture(scope="module")
 def history() -> History:
-    return made_history("displacement", steps=STEPS, pairs=6)
+    return made_history("displacement", steps=STEPS, pairs=24)
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:

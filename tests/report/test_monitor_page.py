@@ -35,7 +35,7 @@ class HostileWords:
 
 @pytest.fixture(scope="module")
 def history() -> History:
-    made = made_history("displacement", steps=STEPS, pairs=8)
+    made = made_history("displacement", steps=STEPS, pairs=24)
     assert made.setup is not None
     setup = replace(made.setup, policy=HOSTILE[:-2], facts={"objective": "<b>dpo</b>"})
     return replace(made, setup=setup)
