@@ -9,10 +9,10 @@ from torch import nn
 from tokenq.models.head import Head, Predictions
 from tokenq.monitor.forks import Moved, moved_mass
 
-# Token 0 is chosen, 1 rejected; 2 lies at the chosen one, 3 opposite it, 4 between both, 5 is none.
-TABLE = torch.tensor(
-    [[2.0, 0.0], [0.0, 1.0], [3.0, 1.0], [-1.0, 0.0], [4.0, 4.0], [0.0, 0.0]], dtype=torch.float64
-)
+# Token 0 is chosen, 1 rejected; 2 lies at the chosen one, 3 opposite it, 4 between both, 5 opposite
+# that. Besides, all have something in common, which says nothing of any.
+ROWS = [[2.0, 0.0], [0.0, 1.0], [3.0, 1.0], [-3.0, 0.0], [4.0, 4.0], [-6.0, -6.0]]
+TABLE = torch.tensor(ROWS, dtype=torch.float64) + torch.tensor([32.0, -16.0])
 REFERENCE = [0.4, 0.2, 0.1, 0.1, 0.1, 0.1]
 
 

@@ -87,6 +87,11 @@ def adapted_head(make: Any) -> Run:
     return adapter(make, target_modules=["q_proj", "lm_head"])
 
 
+def trained_head(make: Any) -> Run:
+    """A head that is trained as a whole beside the adapter, and the reference's own below it."""
+    return adapter(make, modules_to_save=["lm_head"])
+
+
 CASES = {
     "llama, all weights": (whole, llama),
     "gpt2, all weights": (whole, gpt2),
@@ -94,6 +99,7 @@ CASES = {
     "llama, adapter": (adapter, llama),
     "gpt2, adapter": (adapter, gpt2),
     "llama, adapter on the head": (adapted_head, llama),
+    "llama, adapter beside a trained head": (trained_head, llama),
 }
 
 
@@ -215,7 +221,8 @@ def test_forks(run: Run) -> None:
         change = ours.exp() - theirs.exp()
         others = [token for token in range(len(change)) if token not in tokens]
         close(reading.other[number], change[others].sum())
-        cosines = [torch.cosine_similarity(table, table[token][None], dim=-1) for token in tokens]
+        own = table - table.mean(0)
+        cosines = [torch.cosine_similarity(own, own[token][None], dim=-1) for token in tokens]
         toward = sum(float(change[t] * torch.sign(cosines[0][t] - cosines[1][t])) for t in others)
         close(reading.toward[number], toward)
         greatest = change.argsort(descending=True)[:5].tolist()

@@ -58,11 +58,15 @@ def moved_mass(
 
 
 def _nearer(table: Tensor, tokens: Tensor) -> Tensor:
-    """[F, V] 1 where a token's row of the table has the greater cosine with the chosen token's, -1
-    where with the rejected one's, 0 where with both the same."""
+    """[F, V] 1 where a token's row of the table, taken from the mean row, has the greater cosine
+    with the chosen token's, -1 where with the rejected one's, 0 where with both the same."""
+    # Rows have much in common, by which nearly all of them would be nearer to the same one.
+    common = table.mean(0, dtype=torch.promote_types(table.dtype, torch.float32))
+    rows = table[tokens.to(table.device)].double() - common
+    sides = torch.nn.functional.normalize(rows, dim=-1)
     # The length of the token's own row is in both cosines.
-    sides = torch.nn.functional.normalize(table[tokens.to(table.device)].double(), dim=-1)
-    return ((sides[:, 0] - sides[:, 1]).to(table.dtype) @ table.T).sign()
+    apart = (sides[:, 0] - sides[:, 1]).to(common)
+    return (apart.to(table.dtype) @ table.T - (apart @ common)[:, None]).sign()
 
 
 def _gains(change: Tensor, pi_ref: Tensor, pi: Tensor, count: int) -> list[list[Gain]]:

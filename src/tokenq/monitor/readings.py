@@ -162,8 +162,8 @@ class ForkReading:
             such token
     other:  [N] pi of all other tokens less pi_ref of them: mass that neither answer has got
     toward: [N] the same mass by meaning: sum over other tokens of (pi - pi_ref) times +1 where the
-            token's output embedding lies nearer to the chosen token's, -1 where nearer to the
-            rejected one's
+            token's output embedding, less the mean one, lies nearer to the chosen token's, -1
+            where nearer to the rejected one's
     gains:  per pair the tokens whose probability grew most, the two of the pair included
     """
 

@@ -47,8 +47,13 @@ class ReferenceStates:
     @property
     def table(self) -> Tensor:
         """[V, H] its output embeddings, on the head's device."""
-        module = self.head.module if self.model is None else _module(self.model)
-        weight: Any = module.weight
+        weight: Any
+        if self.model is None:
+            weight = self.head.module.weight
+        else:
+            # A head that an adapter trains as a whole is the reference's only while it is off.
+            with scoring(self.model) as model:
+                weight = Head.of(causal_lm(model)).module.weight
         table: Tensor = weight.detach()
         return table
 

@@ -203,7 +203,8 @@ def _displacement() -> None:
         "fork_toward",
         "The mass of fork_other by meaning: sum over the other tokens of (pi - pi_ref) * s, s = +1 "
         "where the token's output embedding has the greater cosine with the chosen token's, -1 "
-        "where with the rejected one's. Below 0: mass went to what is like the rejected answer.",
+        "where with the rejected one's, all less the mean embedding. Below 0: mass went to what is "
+        "like the rejected answer.",
         PROBABILITY,
         f"{_DISPLACEMENT}, sections 3 and 4",
         FORWARD,
