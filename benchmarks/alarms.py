@@ -96,7 +96,7 @@ class Setting:
 FAR = {"kl_budget", "entropy_collapse", "squeezing", "displacement", "overconfident_pairs",
        "overconfident_tokens", "repetition_drift", "not_finite", "loss_rises"}  # fmt: skip
 SETTINGS: Mapping[str, Setting] = {
-    "healthy": Setting("beta 0.1, learning rate 1e-3, the reference wrote the pairs"),
+    "healthy": Setting("beta 0.1, learning rate 5e-4, the reference wrote the pairs"),
     "other reference": Setting(
         "the reference is another model", {"start_gap"}, other_reference=True
     ),
@@ -105,9 +105,9 @@ SETTINGS: Mapping[str, Setting] = {
         "beta 0.001, learning rate 5e-3", FAR, {"beta": 0.001, "learning_rate": 5e-3}
     ),
     "near duplicates": Setting(
-        "answers differ in one word, learning rate 3e-3",
+        "answers differ in one word, learning rate 1e-3",
         {"similar_pairs", "displacement"},
-        {"learning_rate": 3e-3},
+        {"learning_rate": 1e-3},
         pairs="near_duplicates",
     ),
     "no SFT": Setting("the reference knows another language", {"sft_gap"}, base_knows=False),
@@ -230,7 +230,7 @@ def trained(setting: Setting, seed: int, bases: dict[Any, Any], steps: int) -> H
     with tempfile.TemporaryDirectory() as folder:
         plain = {
             "output_dir": folder, "per_device_train_batch_size": 16, "max_steps": steps,
-            "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 4, "beta": 0.1,
+            "learning_rate": 5e-4, "lr_scheduler_type": "cosine", "warmup_steps": 4, "beta": 0.1,
             "logging_steps": 2, "save_strategy": "no", "report_to": "none", "disable_tqdm": True,
             "use_cpu": True, "seed": seed, "monitor_steps": max(1, steps // 5),
             "precompute_ref_log_probs": reference is None,

@@ -572,7 +572,13 @@ def _late(share: float) -> float:
 
 
 def _learning(world: World, share: float) -> Table:
-    return 0.35 * _rise(share) * world.quality[None, None]
+    """Good words become likelier; the end does not, so that responses stay as long as they were."""
+    tilt = 0.35 * _rise(share) * world.quality
+    words = np.exp(world.reference).copy()
+    words[:, :, END] = 0.0
+    shift = np.broadcast_to(tilt, world.reference.shape).copy()
+    shift[:, :, END] = np.log((words * np.exp(tilt)).sum(-1) / words.sum(-1))
+    return shift
 
 
 def _on_answers(world: World, chosen: float, rejected: float, *, differing: bool = True) -> Table:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tokenq.monitor.findings import advice
-from tokenq.monitor.findings.displacement import chosen_fall, excess_fall
+from tokenq.monitor.findings.displacement import chosen_fall, excess_excluded
 from tokenq.monitor.findings.finding import Finding
 from tokenq.monitor.findings.looks import Array, held, interval
 from tokenq.monitor.findings.tracks import (
@@ -29,7 +29,7 @@ def expected_decline(history: History) -> Finding | None:
     setup = setup_of(history)
     source = watched(setup)
     found = held(chosen_fall(history, source), LEAST_FALL)
-    if found is None or excess_fall(history, source) is not None:
+    if found is None or not excess_excluded(history, source):
         return None
     beta, last = setup.beta, history.readings[-1]
     asked = interval(pair_track(history, source, lambda r: r.pairs.divergence[0]).rows[-1])

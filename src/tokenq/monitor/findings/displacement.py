@@ -47,6 +47,18 @@ def excess_fall(history: History, source: str) -> Held | None:
     If the reference had written them, each token's log-ratio would be -KL(ref || pi) of its state
     in expectation: the excess of every answer would be 0 in expectation, whatever the policy.
     """
+    return held(*_excess(history, source))
+
+
+def excess_excluded(history: History, source: str) -> bool:
+    """Whether at the latest look an excess that matters is excluded by its 95 % interval."""
+    track, least = _excess(history, source)
+    high = interval(track.rows[-1]).high
+    return high is not None and high < least[-1]
+
+
+def _excess(history: History, source: str) -> tuple[Track, list[float]]:
+    """The excess, nats, and what of it matters at each look."""
     setup = setup_of(history)
     falls = [rows.mean() if len(rows) else np.nan for rows in chosen_fall(history, source).rows]
 
@@ -54,7 +66,7 @@ def excess_fall(history: History, source: str) -> Held | None:
         return -log_ratio(setup, reading, 0) - reading.pairs.divergence[0]
 
     least = [max(LEAST_EXCESS, LEAST_EXCESS_SHARE * fall) for fall in falls]
-    return held(pair_track(history, source, excess), least)
+    return pair_track(history, source, excess), least
 
 
 def displacement(history: History) -> Finding | None:
@@ -78,7 +90,8 @@ def displacement(history: History) -> Finding | None:
         "Training raises a difference and may do so while mass leaves the chosen answers for "
         "others ('likelihood displacement', 2410.08847): most where the two answers look alike to "
         "the model. Of answers that the reference wrote itself, the excess is 0 in expectation "
-        "(eq. 16 of 2404.12358, token by token), so this is no part of an expected decline.",
+        "(eq. 16 of 2404.12358, token by token). Of others (see `sft_gap`) it may also mean that "
+        "the reference writes better ones itself, which pairs do not tell.",
         [advice.SFT_TERM, advice.DPOP, advice.SFT_FIRST, advice.EARLIER, advice.FILTER],
         ["likelihood/excess_decline", "likelihood/chosen_reward", "likelihood/minus_beta_kl"],
         evidence(found, f"fall beyond KL(ref || pi), {name_of(source)} chosen answers", "nats"),

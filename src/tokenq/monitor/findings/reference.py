@@ -20,8 +20,9 @@ LEAST_BREAK, LEAST_BREAK_SHARE = 0.25, 0.2
 """Nats between the two sides of the identity, and their share of the divergence."""
 START_USUAL, START_LEAST = 0.02, 0.1
 """Nats of divergence a response before training: rounding; another model."""
-SFT_USUAL, SFT_LEAST = 0.1, 0.3
-"""Nats a token by which chosen answers may be less likely than the reference's own."""
+SFT_USUAL, SFT_LEAST = 0.2, 0.3
+"""Nats a token by which chosen answers may be less likely than the reference's own: the best of
+four of its own responses of seven tokens costs up to log(4) / 7 = 0.2."""
 BUDGET = 10.0
 """Nats of KL(pi || ref) a response. The best of n responses is log n - (n - 1) / n away from what
 it was drawn from: 10 nats buy as much choice as the best of sixty thousand would."""
