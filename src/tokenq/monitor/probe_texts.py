@@ -88,7 +88,7 @@ class Rows:
     def sums(self, values: Array) -> Array:
         """Sum values [P] over each row: [R]."""
         owner = np.repeat(np.arange(len(self.lengths)), self.lengths)
-        return np.bincount(owner, values, minlength=len(self.lengths))
+        return np.bincount(owner, values, minlength=len(self.lengths)).astype(np.float64)
 
     def means(self, values: Array) -> Array:
         """[R]."""
@@ -123,7 +123,7 @@ class ProbeRows(Rows):
         """Sum values [P] over side and part of each pair, see `likelihood.PARTS`: [2, 4, N]."""
         size = self._sides * len(PARTS)
         flat = np.bincount(self._places, values[: len(self._places)], minlength=size)
-        return flat.reshape(-1, len(SIDES), len(PARTS)).transpose(1, 2, 0)
+        return flat.astype(np.float64).reshape(-1, len(SIDES), len(PARTS)).transpose(1, 2, 0)
 
     @cached_property
     def forked(self) -> list[int]:

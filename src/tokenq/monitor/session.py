@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerState, TrainingArguments
@@ -141,6 +142,9 @@ class Session:
         if state.global_step >= state.max_steps:
             due = self.schedule.final()
         if due is not None:
+            # Only then: a GPU that is waited for at every step has nothing to do in between.
+            _wait(self._model)
+            self._trained(state)
             self._probe(state, due)
 
     def logged(self, line: Mapping[str, Any], step: int) -> None:
@@ -158,6 +162,7 @@ class Session:
 
     def end(self, state: TrainerState) -> None:
         """Read the policy once more if it has changed since, and write summary and report."""
+        _wait(self._model)
         self._trained(state)
         # By then the weights may be those of an earlier step again.
         restored = self._args.load_best_model_at_end and state.best_model_checkpoint
@@ -222,7 +227,6 @@ class Session:
         write_text(self.folder.root / FINDINGS_FILE, text + "\n")
 
     def _trained(self, state: TrainerState) -> None:
-        _wait(self._model)
         now = time.perf_counter()
         if state.global_step > self.schedule.step:
             self.schedule.stepped(state.global_step, now - self._mark)
@@ -416,6 +420,8 @@ def _reference_name(run: Watched, state: TrainerState) -> str:
 
 
 def _sharded(model: nn.Module) -> bool:
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return True
     return any(
         isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters()
     )

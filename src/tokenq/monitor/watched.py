@@ -91,7 +91,8 @@ def settings_of(args: Any) -> dict[str, Any]:
 def reference_of(policy: nn.Module, given: Any = None) -> nn.Module | AdapterOff | None:
     """The reference model: the one given, the base under an adapter, or None for the start."""
     if given is not None:
-        return given  # type: ignore[no-any-return]
+        reference: nn.Module | AdapterOff = given
+        return reference
     return AdapterOff(policy) if isinstance(policy, PeftModel) else None
 
 
