@@ -191,7 +191,14 @@ def test_the_monitor_s_folder_comes_first(tmp_path: Path) -> None:
         ("log.jsonl", '{"step": 1}\nnothing\n', "line 2 is no JSON"),
         ("log.jsonl", "[1]\n", "line 1 is no JSON object"),
         ("log.jsonl", '{"step": 1}\n{"loss": 2}\n', r"line 2 has no step \(loss\)"),
-        ("log.csv", "step,loss\n1.5,2\n", r"line 2 has no step \(step, loss\)"),
+        ("log.csv", "step,loss\n1.5,2\n", r"line 2 has step 1\.5; accepted"),
+        ("log.csv", "step,loss\nten,2\n", r"line 2 has no step \(step, loss\)"),
+        ("log.csv", "step,loss\nnan,2\n", "line 2 has step nan; accepted"),
+        ("log.csv", "step,loss\n1e300,2\n", r"line 2 has step 1e\+300; accepted"),
+        ("log.jsonl", '{"step": NaN}\n', "line 1 has step nan; accepted"),
+        ("log.jsonl", '{"step": -Infinity}\n', "line 1 has step -inf; accepted"),
+        ("log.jsonl", '{"step": 99999999999999999999}\n', "line 1 has step 9+; accepted"),
+        ("trainer_state.json", '{"log_history": [{"step": 1e999}]}', "line 1 has step inf"),
         ("log.csv", "loss\n2\n", r"line 2 has no step \(loss\)"),
         ("log.txt", "", "is a .txt; accepted"),
     ],
@@ -203,6 +210,22 @@ def test_files_that_are_no_logs(tmp_path: Path, name: str, text: str, says: str)
     assert str(path) in str(raised.value)
     assert "accepted" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "log.jsonl", "log.csv"])
+def test_files_that_are_not_utf8(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes('step,loss\n{"note": "größer"}\n'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"is not UTF-8 text \(byte \d+\); accepted") as raised:
+        run_history(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_line_that_is_torn_within_a_character_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes('{"step": 1}\n{"note": "ü'.encode()[:-1])
+    assert run_history(path).logs == [{"step": 1}]
 
 
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,8 @@ from tokenq.monitor.readings import History
 _STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _EVENTS = "*tfevents*"
+_LAST_STEP = 2**53
+"""Beyond it a float is no exact count."""
 _ACCEPTED = (
     "accepted: a run's folder (with monitor/, trainer_state.json, checkpoint-N/ or tensorboard "
     "event files), one of those files, or log lines with a step in .jsonl, .json or .csv"
@@ -84,7 +87,7 @@ def _file_lines(path: Path) -> list[Line]:
 def _state_lines(path: Path) -> list[Line]:
     """Of a trainer_state.json, or of a list of log lines."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(_text(path))
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); {_ACCEPTED}") from error
     lines = plain.get("log_history") if isinstance(plain, dict) else plain
@@ -94,30 +97,31 @@ def _state_lines(path: Path) -> list[Line]:
 
 
 def _json_lines(path: Path) -> list[Line]:
+    # A line that is still being written may end within a character.
+    whole = _text(path, torn=True)
+
     def lines() -> Iterator[tuple[int, Mapping[str, Any]]]:
-        with path.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
-                if not text.strip():
-                    continue
-                try:
-                    line = json.loads(text)
-                except ValueError as error:
-                    if not text.endswith("\n"):
-                        return
-                    raise UserError(f"{path}: line {number} is no JSON; {_ACCEPTED}") from error
-                if not isinstance(line, dict):
-                    raise UserError(f"{path}: line {number} is no JSON object; {_ACCEPTED}")
-                yield number, line
+        for number, text in enumerate(io.StringIO(whole, newline=None), 1):
+            if not text.strip():
+                continue
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                if not text.endswith("\n"):
+                    return
+                raise UserError(f"{path}: line {number} is no JSON; {_ACCEPTED}") from error
+            if not isinstance(line, dict):
+                raise UserError(f"{path}: line {number} is no JSON object; {_ACCEPTED}")
+            yield number, line
 
     return _in_order(path, lines())
 
 
 def _csv_lines(path: Path) -> list[Line]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [
-            {name: value for name, value in row.items() if name and not _is_band(name)}
-            for row in csv.DictReader(file)
-        ]
+    rows = [
+        {name: value for name, value in row.items() if name and not _is_band(name)}
+        for row in csv.DictReader(io.StringIO(_text(path), newline=""))
+    ]
     return _in_order(path, enumerate(rows, 2))
 
 
@@ -149,15 +153,35 @@ def _in_order(path: Path, lines: Iterable[tuple[int, Mapping[str, Any]]]) -> lis
         named = {name: _number(value) for name, value in line.items() if value not in (None, "")}
         column = next((name for name in STEP_NAMES if name in named), None)
         step = named.pop(column) if column else None
-        if isinstance(step, bool) or not isinstance(step, int | float) or step != int(step):
+        if not _is_step(step):
+            numeric = isinstance(step, int | float)
+            found = f"step {step}" if numeric else f"no step ({', '.join(line) or 'empty'})"
             raise UserError(
-                f"{path}: line {number} has no step ({', '.join(line) or 'empty'}); accepted: a "
-                f"whole number called {', '.join(STEP_NAMES[:3])}"
+                f"{path}: line {number} has {found}; accepted: a whole number called "
+                f"{', '.join(STEP_NAMES[:3])}"
             )
         while kept and kept[-1]["step"] > step:
             kept.pop()
         kept.append(trl_line({"step": int(step), **named}))
     return kept
+
+
+def _text(path: Path, *, torn: bool = False) -> str:
+    """A file's text; with `torn` without what follows its last line break, if that is no text."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        ended = raw.rfind(b"\n") + 1
+        if torn and 0 < ended <= error.start:
+            return raw[:ended].decode("utf-8")
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); {_ACCEPTED}") from error
+
+
+def _is_step(step: Any) -> bool:
+    if isinstance(step, bool) or not isinstance(step, int | float):
+        return False
+    return abs(step) <= _LAST_STEP and step == int(step)
 
 
 def _is_band(name: str) -> bool:
