@@ -228,6 +228,20 @@ def test_a_line_that_is_torn_within_a_character_is_left_out(tmp_path: Path) -> N
     assert run_history(path).logs == [{"step": 1}]
 
 
+def test_events_are_looked_for_where_trainers_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no deeper: not through everything below a home folder."""
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    deep = tmp_path / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    write(deep / "events.out.tfevents.1.host", "")
+    with pytest.raises(UserError, match="holds no logs of a run"):
+        run_history(tmp_path)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        run_history(tmp_path / "a" / "b")
+
+
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no logs of a run; accepted: a run's folder"):
         run_history(tmp_path)

@@ -18,6 +18,8 @@ from tokenq.monitor.readings import History
 _STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _EVENTS = "*tfevents*"
+_DEPTH = 3
+"""Levels of folders with event files: trainers write to RUN_DIR/runs/NAME, no deeper."""
 _LAST_STEP = 2**53
 """Beyond it a float is no exact count."""
 _ACCEPTED = (
@@ -58,7 +60,8 @@ def _folder_lines(folder: Path) -> list[Line] | None:
     found = [_state_lines(path) for path in states if path.is_file()]
     if found:
         return max(found, key=lambda lines: max((line["step"] for line in lines), default=-1))
-    events = sorted(folder.rglob(_EVENTS), key=lambda path: path.stat().st_mtime, reverse=True)
+    near = [path for depth in range(_DEPTH) for path in folder.glob("*/" * depth + _EVENTS)]
+    events = sorted(near, key=lambda path: path.stat().st_mtime, reverse=True)
     for parent in dict.fromkeys(path.parent for path in events):
         if lines := _event_lines(parent):
             return lines
