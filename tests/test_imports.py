@@ -119,7 +119,7 @@ READS = {
     "judges": {"data", "models"},
     "monitor": {"data", "models", "search"},
     "search": {"data", "mdp", "models"},
-    "report": {"credit", "monitor"},
+    "report": {"credit", "models", "monitor"},
     "reproduce": {
         "credit",
         "data",
