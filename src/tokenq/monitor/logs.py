@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from tokenq.errors import UserError
 from tokenq.monitor.journal import MonitorFolder
@@ -181,7 +181,7 @@ def _text(path: Path, *, torn: bool = False) -> str:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); {_ACCEPTED}") from error
 
 
-def _is_step(step: Any) -> bool:
+def _is_step(step: Any) -> TypeGuard[int | float]:
     if isinstance(step, bool) or not isinstance(step, int | float):
         return False
     return abs(step) <= _LAST_STEP and step == int(step)
