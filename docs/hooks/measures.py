@@ -142,7 +142,10 @@ TESTS = (
         "chosen answers lost more than KL(ref, pi) in their own states (`chosen_beyond_kl`), by "
         f"{displacement.LEAST_EXCESS:g} nat and {displacement.LEAST_EXCESS_SHARE:.0%} of the "
         f"decline, 0 outside the {decision.SURE:.0%} interval",
-        "**harmful**",
+        "**harmful**; **undecided** where `sft_surprise` lies "
+        f"{reference.SFT_LEAST:g} nats a token or more away from 0, its 95 % interval beyond "
+        f"{reference.SFT_USUAL:g}, and none of the next three holds: where the reference's own "
+        "answers are better than the chosen ones, the best policy lowers them so",
     ),
     (
         f"the policy's own likelihood ranks {learning.LEAST_RANKING:.0%} fewer pairs rightly than "

@@ -100,10 +100,12 @@ def lowered(reference: Array, pairs: list[Pair], chosen: float, rejected: float)
     return normalised(logits)
 
 
-def displaced(count: int = 60) -> History:
-    """Both answers of a prompt lose, the rejected one more; the mass goes elsewhere."""
+def displaced(count: int = 60, one: int = 24, other: int = 20) -> History:
+    """Both answers of a prompt lose, the rejected one more; the mass goes elsewhere.
+
+    Answer 24 is as likely under the reference as what it writes; 12 it would not write.
+    """
     _, reference = optimum(3)
-    one, other = 12, 20
     pairs: list[Pair] = [("held_out", row % 2, one, other) for row in range(count)]
     rng = np.random.default_rng(0)
     pairs += drawn_pairs(reference, reference, rng, count, "train")
@@ -162,6 +164,24 @@ def test_displacement_is_harmful() -> None:
     assert decision.change[0] == advice.SFT_TERM
     assert "lose more than the KL identity asks for" in decision.answer
     assert reason(decision, "KL identity").sign == "expected"
+
+
+def test_optima_lower_answers_that_the_reference_would_not_have_written() -> None:
+    """Any policy is the optimum of the reward beta log(pi / pi_ref); this one prefers every chosen
+    answer to its rejected one, and what the reference writes itself to both."""
+    given = displaced(one=12)
+    decision = decide(given)
+    beyond = reason(decision, "beyond the identity")
+    assert beyond.interval.high < -1
+    assert beyond.sign == "open"
+    assert "the reference would not have written them" in beyond.says
+    assert reason(decision, "margin").sign == "expected"
+    assert decision.verdict == "undecided"
+    assert advice.SFT_FIRST in decision.change
+    assert not any(each.startswith("Probe") for each in decision.change)
+    count = len(given.readings[-1].forks.toward)
+    toward = changed(given, toward=np.full(count, -0.1))
+    assert decide(toward).verdict == "harmful"
 
 
 def test_mass_that_moves_to_the_rejected_side_is_harmful() -> None:

@@ -4,18 +4,20 @@ Two facts decide. The KL identity (eq. 16 of 2404.12358): whatever the policy, t
 reference wrote has implicit reward -beta KL(ref || pi) < 0 in expectation, so chosen answers like
 it must fall by that much, and the best policy of all makes them fall. And displacement
 (2410.08847): a margin can grow while mass leaves the chosen answers for what neither answer says,
-or for what the rejected one says; no optimum asks for that. So a decline is
+or for what the rejected one says. So a decline is
 
 harmful     if the chosen answers fall beyond KL(ref || pi) in the very states they pass (of text by
-            the reference this excess is 0 in expectation, token by token), or the policy's own
-            ranking of the two answers gets worse, or its mass or its samples move from what the
-            chosen answers say to what the rejected ones say
+            the reference this excess is 0 in expectation, token by token) and the reference might
+            have written them, or the policy's own ranking of the two answers gets worse, or its
+            mass or its samples move from what the chosen answers say to what the rejected ones say
 expected    if none of that is seen, the first is excluded by its interval and not just unseen, and
             the decline has bought a margin
-undecided   otherwise: too few pairs, a reference that the numbers do not fit, a policy that left
-            its reference without telling the answers apart, mass that went to neither answer
-            (which a better third answer would explain as well), or logs alone, which hold neither
-            side of the identity
+undecided   otherwise: too few pairs, a reference that the numbers do not fit, a fall beyond
+            KL(ref || pi) of answers that the reference would not have written (where its own are
+            better, the best policy lowers them so: pairs compare them with rejected ones alone), a
+            policy that left its reference without telling the answers apart, mass that went to
+            neither answer (which a better third answer would explain as well), or logs alone, which
+            hold neither side of the identity
 """
 
 from collections.abc import Sequence
@@ -33,7 +35,13 @@ from tokenq.monitor.findings.displacement import (
     LEAST_TOWARD,
 )
 from tokenq.monitor.findings.learning import LEAST_RANKING
-from tokenq.monitor.findings.reference import LEAST_BREAK, LEAST_BREAK_SHARE, START_LEAST
+from tokenq.monitor.findings.reference import (
+    LEAST_BREAK,
+    LEAST_BREAK_SHARE,
+    SFT_LEAST,
+    SFT_USUAL,
+    START_LEAST,
+)
 from tokenq.monitor.findings.wording import said
 from tokenq.monitor.identity import LEVEL, Interval
 from tokenq.monitor.measures import Rows, difference, rows
@@ -172,6 +180,16 @@ class _Known:
         return 0.0 if lost is None else -lost.mean
 
     @property
+    def foreign(self) -> Interval | None:
+        """Nats a token by which the reference is surprised at chosen answers, where it is clear
+        that it would not have written them."""
+        surprise = self.interval("sft_surprise")
+        if surprise is None or surprise.low is None or surprise.high is None:
+            return None
+        clear = surprise.low > SFT_USUAL or surprise.high < -SFT_USUAL
+        return surprise if clear and abs(surprise.mean) >= SFT_LEAST else None
+
+    @property
     def least_excess(self) -> float:
         """Nats beyond the identity that matter."""
         return max(LEAST_EXCESS, LEAST_EXCESS_SHARE * self.fall)
@@ -242,7 +260,14 @@ def _beyond(known: _Known) -> Reason | None:
     )
     sign: Sign = "open"
     if sure.high is not None and sure.high < 0 and -sure.mean >= least:
-        sign, words = "harmful", f"less than 0 at {SURE:.0%}, and more than {least:.2f} nats"
+        words = f"less than 0 at {SURE:.0%}, and more than {least:.2f} nats"
+        if foreign := known.foreign:
+            words += (
+                f"; but the reference would not have written them (surprise {said(foreign)} nats a "
+                "token), and where its own answers are better the best policy lowers them so"
+            )
+        else:
+            sign = "harmful"
     elif usual.low is not None and usual.low > -least:
         sign, words = "expected", f"a loss of {least:.2f} nats or more is excluded"
     else:
@@ -442,8 +467,7 @@ def _expected(known: _Known, reasons: Sequence[Reason]) -> Decision:
 def _undecided(known: _Known, reasons: Sequence[Reason], unsure: Sequence[Reason]) -> Decision:
     tests, change = {reason.test for reason in unsure}, []
     if "beyond the identity" in tests:
-        beyond = known.rows("chosen_beyond_kl")
-        change.append(_more_pairs(known, beyond) if beyond else advice.PROBE)
+        change += _about_excess(known)
     if "margin" in tests:
         change += [advice.EARLIER, advice.LOWER_RATE]
     if "mass to neither answer" in tests:
@@ -460,6 +484,20 @@ def _undecided(known: _Known, reasons: Sequence[Reason], unsure: Sequence[Reason
         reasons,
         change,
     )
+
+
+def _about_excess(known: _Known) -> list[str]:
+    """What would tell whether a loss beyond the identity is there, or is harm."""
+    beyond, nats = known.rows("chosen_beyond_kl"), known.nats("chosen_beyond_kl")
+    if beyond is None or nats is None:
+        return [advice.PROBE]
+    if known.foreign and -nats.mean >= known.least_excess:
+        return [
+            "Compare answers of the reference with the chosen ones: where its own are better, "
+            "chosen answers should fall; where not, the decline is harm.",
+            advice.SFT_FIRST,
+        ]
+    return [_more_pairs(known, beyond)]
 
 
 def _more_pairs(known: _Known, beyond: Rows) -> str:
