@@ -56,7 +56,7 @@ def probe(
     **options: object,
 ) -> tuple[Setup, Reading]:
     return (
-        tabular_setup(TREE, REFERENCE, pairs, responses, BETA),
+        tabular_setup(TREE, REFERENCE, pairs, responses, BETA, apart=False),
         tabular_reading(TREE, REFERENCE, policy, pairs, responses, samples, **options),  # type: ignore[arg-type]
     )
 
@@ -213,17 +213,21 @@ def repeated(policy: Array, count: int = 400) -> Iterator[tuple[int, int]]:
 
 
 def test_excess_decline_by_hand() -> None:
-    """Two prompts; ratios of sums, not means of ratios."""
+    """Two prompts, the second with two pairs; ratios of sums, not means of ratios."""
     pairs = held_out([(0, 2, 3), (1, 5, 4), (1, 6, 4)])
     responses = [(0, 1), (1, 4), (1, 6)]
     found = means(pairs, responses)["excess_decline"]
     ratio = POLICY - REFERENCE
-    ours = [along(TREE, ratio, 0, 2), along(TREE, ratio, 1, 5)]
-    decline = sum(each.sum() for each in ours) / sum(map(len, ours))
+    ours = [along(TREE, ratio, 0, 2), along(TREE, ratio, 1, 5), along(TREE, ratio, 1, 6)]
+    decline = ours[0].sum() + (ours[1].sum() + ours[2].sum()) / 2
+    decline /= len(ours[0]) + (len(ours[1]) + len(ours[2])) / 2
     drawn = [along(TREE, ratio, 0, 1), along(TREE, ratio, 1, 4), along(TREE, ratio, 1, 6)]
     sums = drawn[0].sum() + (drawn[1].sum() + drawn[2].sum()) / 2
     tokens = len(drawn[0]) + (len(drawn[1]) + len(drawn[2])) / 2
     assert found == pytest.approx(BETA * (decline - sums / tokens), abs=1e-12)
+    unasked = means(pairs, responses[:1])["excess_decline"]
+    alone = ours[0].mean() - drawn[0].mean()
+    assert unasked == pytest.approx(BETA * alone, abs=1e-12)
 
 
 def test_nothing_is_in_excess_where_the_reference_wrote_the_answers() -> None:
@@ -417,6 +421,22 @@ def test_intervals_are_over_prompts() -> None:
     assert single is not None
     assert single.low is None
     assert Rows(np.array([np.nan]), np.array([0])).interval() is None
+
+
+def test_pairs_of_one_prompt_are_averaged_first() -> None:
+    """Their answers are not independent, so a prompt's second pair adds no degree of freedom."""
+    pairs = held_out([(0, 1, 2), (1, 5, 4), (1, 6, 3)])
+    found = measured(*probe(pairs, [(0, 3), (1, 2), (2, 7)], [(1, 0), (2, 5)]))
+    ratio = TREE.totals(POLICY - REFERENCE)
+    each = BETA * np.array([ratio[0, 1], (ratio[1, 5] + ratio[1, 6]) / 2])
+    low, high = stats.t.interval(0.95, 1, loc=each.mean(), scale=stats.sem(each))
+    reward = found["likelihood/chosen_reward"]
+    assert (reward.mean, reward.low, reward.high) == pytest.approx((each.mean(), low, high))
+    own = BETA * np.array([ratio[0, 3], (ratio[1, 2] + ratio[1, 7]) / 2])
+    low, high = stats.t.interval(0.95, 1, loc=own.mean(), scale=stats.sem(own))
+    reward = found["likelihood/expected_reward"]
+    assert (reward.mean, reward.low, reward.high) == pytest.approx((own.mean(), low, high))
+    assert found["likelihood/sample_tokens"].low is None
 
 
 def test_a_ratio_has_the_interval_of_the_delta_method() -> None:

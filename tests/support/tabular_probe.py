@@ -67,13 +67,22 @@ def tabular_setup(
     pairs: Sequence[Pair],
     responses: Sequence[tuple[int, int]],
     beta: float = 0.5,
+    *,
+    apart: bool = True,
 ) -> Setup:
     """What a probe of these pairs holds.
 
     responses: (number of the pair, number of the response) that the reference has drawn
+    apart:     every pair is of a prompt of its own, of which the tree's prompt is the law
     """
     texts = [
-        ProbePair(source, row, [prompt], list(tree.response(ours)), list(tree.response(theirs)))
+        ProbePair(
+            source,
+            row,
+            [prompt, row] if apart else [prompt],
+            list(tree.response(ours)),
+            list(tree.response(theirs)),
+        )
         for row, (source, prompt, ours, theirs) in enumerate(pairs)
     ]
     drawn = [

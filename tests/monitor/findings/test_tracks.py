@@ -9,11 +9,11 @@ from tokenq.monitor.findings.tracks import (
     by_prompt,
     log_ratio,
     pair_track,
-    prompt_numbers,
     response_track,
     sample_track,
     setup_of,
 )
+from tokenq.monitor.measures.registry import prompt_numbers
 from tokenq.monitor.readings import History
 
 

@@ -4,12 +4,13 @@ Answers to one prompt are not independent, so rows of equal prompts are averaged
 numbers (a pair without a fork) are left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenq.monitor.findings.looks import Array, Track
+from tokenq.monitor.measures.registry import prompt_numbers
 from tokenq.monitor.readings import HELD_OUT, TRAINED, History, Reading, SampleReading, Setup
 
 WINDOW = 4
@@ -99,12 +100,6 @@ def sample_track(
             each = {n: now - before[n] for n, now in each.items() if n in before}
         rows.append(np.array(list(each.values())) / scale)
     return Track([step for step, _ in read], rows)
-
-
-def prompt_numbers(prompts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """Equal prompts get equal numbers."""
-    known: dict[tuple[int, ...], int] = {}
-    return np.array([known.setdefault(tuple(prompt), len(known)) for prompt in prompts], dtype=int)
 
 
 def response_prompts(setup: Setup) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """What a measure is, the list of them, and the rows that every one is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -38,7 +38,7 @@ class Rows:
     """The values that a measure is the mean of.
 
     values:   [R] nan where a row has no such value
-    clusters: [R] number of the pair whose prompt the row belongs to. Rows of one prompt are not
+    clusters: [R] number of the prompt that the row belongs to. Rows of one prompt are not
               independent: they are averaged first, and intervals are over prompts
     """
 
@@ -81,6 +81,13 @@ def per_token(sums: Array, tokens: Array, clusters: Numbers) -> Rows:
     return Rows(ratio + (sums - ratio * tokens) / size, clusters)
 
 
+def prompt_numbers(prompts: Sequence[Sequence[int]]) -> Numbers:
+    """Equal prompts get equal numbers."""
+    known: dict[tuple[int, ...], int] = {}
+    numbers = [known.setdefault(tuple(prompt), len(known)) for prompt in prompts]
+    return np.array(numbers, dtype=np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """One reading, of one set of pairs."""
@@ -96,9 +103,15 @@ class View:
         return np.array(found, dtype=np.int64)
 
     @cached_property
-    def response_pairs(self) -> Numbers:
-        """[M] whose prompt each of the reference's responses answers."""
-        return np.array([each.pair for each in self.setup.probe.responses], dtype=np.int64)
+    def prompts(self) -> Numbers:
+        """[N] number of each pair's prompt: the same for pairs of one prompt."""
+        return prompt_numbers([pair.prompt for pair in self.setup.probe.pairs])
+
+    @cached_property
+    def response_prompts(self) -> Numbers:
+        """[M] number of the prompt that each of the reference's responses answers."""
+        asked = np.array([each.pair for each in self.setup.probe.responses], dtype=np.int64)
+        return self.prompts[asked]
 
     @cached_property
     def tokens(self) -> Array:
@@ -133,22 +146,22 @@ class View:
 
     def of_pairs(self, values: Array) -> Rows:
         """Rows of the set, from values [N] of all pairs."""
-        return Rows(values[self.pairs], self.pairs)
+        return Rows(values[self.pairs], self.prompts[self.pairs])
 
     def of_tokens(self, sums: Array, tokens: Array) -> Rows:
         """Rows a token of the set, from sums and lengths [N] of all pairs."""
-        return per_token(sums[self.pairs], tokens[self.pairs], self.pairs)
+        return per_token(sums[self.pairs], tokens[self.pairs], self.prompts[self.pairs])
 
     def beside_responses(self, sums: Array, response_sums: Array) -> Rows:
         """Chosen answers less the reference's responses, both a token, prompt by prompt.
 
-        sums: [N] of all pairs; response_sums: [M]. Pairs without a response do not count
+        sums: [N] of all pairs; response_sums: [M]. Prompts without a response do not count
         """
-        asked = np.intersect1d(self.pairs, self.response_pairs)
-        drawn = np.isin(self.response_pairs, asked)
-        where, lengths = self.response_pairs[drawn], self.setup.baseline.response_tokens[drawn]
+        asked = self.pairs[np.isin(self.prompts[self.pairs], self.response_prompts)]
+        drawn = np.isin(self.response_prompts, self.prompts[asked])
+        where, lengths = self.response_prompts[drawn], self.setup.baseline.response_tokens[drawn]
         return difference(
-            per_token(sums[asked], self.tokens[0, asked], asked),
+            per_token(sums[asked], self.tokens[0, asked], self.prompts[asked]),
             per_token(response_sums[drawn], lengths, where),
         )
 

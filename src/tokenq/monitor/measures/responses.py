@@ -30,7 +30,7 @@ _WHERE = (
 
 
 def _of_responses(view: View, values: Array) -> Rows:
-    return Rows(values, view.response_pairs)
+    return Rows(values, view.response_prompts)
 
 
 def _of_baseline(values: Callable[[View], Array], view: View) -> Rows:
@@ -129,7 +129,9 @@ def _identity() -> None:
 
 def _of_samples(view: View, values: Callable[[SampleReading], Array]) -> Rows | None:
     samples = view.reading.samples
-    return None if samples is None else Rows(values(samples), samples.pair.astype(np.int64))
+    if samples is None:
+        return None
+    return Rows(values(samples), view.prompts[samples.pair.astype(np.int64)])
 
 
 _DRIFT: tuple[tuple[str, str, str, Callable[[SampleReading], Array], Callable[[View], Array]], ...]
@@ -242,7 +244,7 @@ def _reference() -> None:
         lambda view: per_token(
             view.setup.baseline.response_entropy,
             view.setup.baseline.response_tokens,
-            view.response_pairs,
+            view.response_prompts,
         ),
         trained=False,
     )
