@@ -13,16 +13,24 @@ from tokenq.monitor.findings.tracks import (
     sample_track,
     setup_of,
 )
-from tokenq.monitor.measures.registry import prompt_numbers
-from tokenq.monitor.readings import History
+from tokenq.monitor.measures.registry import clusters_of
+from tokenq.monitor.readings import History, ProbePair
 
 
 def test_equal_prompts_are_one_row():
-    prompts = prompt_numbers([(1, 2), (3,), (1, 2), (4,)])
+    prompts = clusters_of(pairs_of((1, 2), (3,), (1, 2), (4,)))
 
     assert prompts.tolist() == [0, 1, 0, 2]
     assert by_prompt(np.array([1.0, 5.0, 3.0, np.nan]), prompts).tolist() == [2.0, 5.0]
     assert by_prompt(np.full(4, np.nan), prompts).tolist() == []
+
+
+def test_a_prompt_that_all_share_is_part_of_the_task():
+    assert clusters_of(pairs_of((1, 2), (1, 2), (1, 2))).tolist() == [0, 1, 2]
+
+
+def pairs_of(*prompts):
+    return [ProbePair("held_out", row, prompt, [1], [2]) for row, prompt in enumerate(prompts)]
 
 
 def test_a_run_without_a_probe_has_no_rows():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenq.monitor.findings.looks import Array, Track
-from tokenq.monitor.measures.registry import prompt_numbers
+from tokenq.monitor.measures.registry import clusters_of
 from tokenq.monitor.readings import HELD_OUT, TRAINED, History, Reading, SampleReading, Setup
 
 WINDOW = 4
@@ -49,9 +49,8 @@ def pair_track(
 ) -> Track:
     """A value [N] of each pair, for the pairs from `source`; with the probe at step 0 if asked."""
     setup = setup_of(history)
-    pairs = setup.probe.pairs
     kept = np.flatnonzero(sources(setup) == source)
-    prompts = prompt_numbers([pairs[int(row)].prompt for row in kept])
+    prompts = clusters_of(setup.probe.pairs)[kept]
     readings = history.readings if start else trained_readings(history)
     rows = [by_prompt(value(reading)[kept], prompts) for reading in readings]
     return Track([reading.step for reading in readings], rows)
@@ -81,7 +80,7 @@ def sample_track(
                   before the first step are the reference's as well
     """
     setup = setup_of(history)
-    prompts = prompt_numbers([pair.prompt for pair in setup.probe.pairs])
+    prompts = clusters_of(setup.probe.pairs)
     before: dict[int, float] = {}
     if of_reference is not None:
         asked = prompts[[response.pair for response in setup.probe.responses]]
@@ -104,8 +103,8 @@ def sample_track(
 
 def response_prompts(setup: Setup) -> NDArray[np.int64]:
     """[M] number of the prompt that each of the reference's responses answers."""
-    pairs = setup.probe.pairs
-    return prompt_numbers([pairs[response.pair].prompt for response in setup.probe.responses])
+    asked = np.array([response.pair for response in setup.probe.responses], dtype=int)
+    return clusters_of(setup.probe.pairs)[asked]
 
 
 def by_prompt(values: Array, prompts: NDArray[np.int64]) -> Array:

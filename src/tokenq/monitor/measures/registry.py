@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenq.monitor.identity import LEVEL, Interval, interval
-from tokenq.monitor.readings import HELD_OUT, TRAINED, Array, Reading, SetName, Setup
+from tokenq.monitor.readings import HELD_OUT, TRAINED, Array, ProbePair, Reading, SetName, Setup
 
 Numbers = NDArray[np.int64]
 Group = Literal[
@@ -81,11 +81,15 @@ def per_token(sums: Array, tokens: Array, clusters: Numbers) -> Rows:
     return Rows(ratio + (sums - ratio * tokens) / size, clusters)
 
 
-def prompt_numbers(prompts: Sequence[Sequence[int]]) -> Numbers:
-    """Equal prompts get equal numbers."""
+def clusters_of(pairs: Sequence[ProbePair]) -> Numbers:
+    """[N] Pairs of one prompt get the same number.
+
+    Where all pairs have one prompt it is part of the task and tells none of them apart: each then
+    gets a number of its own, or nothing could be said of a task with a single instruction.
+    """
     known: dict[tuple[int, ...], int] = {}
-    numbers = [known.setdefault(tuple(prompt), len(known)) for prompt in prompts]
-    return np.array(numbers, dtype=np.int64)
+    numbers = [known.setdefault(tuple(pair.prompt), len(known)) for pair in pairs]
+    return np.array(numbers if len(known) > 1 else range(len(pairs)), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +108,8 @@ class View:
 
     @cached_property
     def prompts(self) -> Numbers:
-        """[N] number of each pair's prompt: the same for pairs of one prompt."""
-        return prompt_numbers([pair.prompt for pair in self.setup.probe.pairs])
+        """[N] number of each pair's prompt, see :func:`clusters_of`."""
+        return clusters_of(self.setup.probe.pairs)
 
     @cached_property
     def response_prompts(self) -> Numbers:
