@@ -77,7 +77,7 @@ def test_every_checkpoint_is_read_in_the_order_of_steps(run_dir: Path, tmp_path:
     for reading in history.readings[1:]:
         policy = load_policy(run_dir / f"checkpoint-{reading.step}", device="cpu")
         logps = token_logps(policy, [p.prompt for p in probe], [p.chosen for p in probe])
-        expected = [float(each.sum()) for each in logps]
+        expected = [float(each.detach().sum()) for each in logps]
         assert reading.pairs.logps[0].sum(0) == pytest.approx(expected, abs=1e-3)
         assert reading.samples is not None
         assert len(reading.samples.ids) == 2
