@@ -16,11 +16,12 @@ from playwright.sync_api import expect
 
 from tokenq.monitor.decision import decide
 from tokenq.monitor.findings.rules import findings
+from tokenq.monitor.identity import Interval
 from tokenq.monitor.measures import MEASURES
 from tokenq.monitor.readings import History
 from tokenq.report.monitor_charts import charts
 from tokenq.report.monitor_numbers import bounded
-from tokenq.report.monitor_page import write_monitor_page
+from tokenq.report.monitor_page import MOST_POINTS, thinned, write_monitor_page
 from tokenq.report.monitor_terminal import VERDICTS
 
 STEPS = (0, 40, 80, 120)
@@ -257,3 +258,16 @@ def test_a_run_with_nothing_to_say_has_a_page(tmp_path: Path) -> None:
     write_monitor_page(tmp_path / "page.html", History(None, [], []))
     text = (tmp_path / "page.html").read_text()
     assert "No rule has found anything" in text
+
+
+def test_long_logs_are_drawn_as_means_of_windows() -> None:
+    points = [(step, Interval(float(step), None, None)) for step in range(1, 10_002)]
+    shown = thinned({"loss": points, "short": points[:10]})
+
+    assert shown["short"] == points[:10]
+    assert len(shown["loss"]) <= MOST_POINTS
+    assert shown["loss"][0] == points[0]
+    assert shown["loss"][-1] == points[-1]
+    # Each window's mean lies half a window before its last step.
+    lag = [step - value.mean for step, value in shown["loss"][1:-2]]
+    assert set(lag) == {(10_001 - 2 + 497) // 498 / 2 - 0.5}

@@ -4,6 +4,7 @@ The verdict first, then findings, then figures and the texts behind them. All te
 template; figures hold none of a data set's. Its own parts are `page/monitor.*`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tokenq.monitor.findings.rules import findings
 from tokenq.monitor.identity import Interval
 from tokenq.monitor.measures import MEASURES, Measure
 from tokenq.monitor.readings import History
-from tokenq.monitor.summary import values
+from tokenq.monitor.summary import Values, values
 from tokenq.report.html import part
 from tokenq.report.monitor_charts import GROUPS, REFERENCE, Chart, Line, charts
 from tokenq.report.monitor_figures import drawn
@@ -42,6 +43,9 @@ LOGS_ONLY = (
     "each number is. Measure the run’s checkpoints with `tokenq monitor RUN_DIR --data PAIRS "
     "--reference MODEL`, or watch the next run with `tokenq.monitor.Monitor`, a callback."
 )
+
+MOST_POINTS = 500
+"""Of a curve and its table; a run may have logged many times as many."""
 
 _MARKS = {
     "harmful": ("▲", "speaks for harm"),
@@ -146,7 +150,7 @@ class _View:
 def _view(history: History, words: Words) -> _View:
     setup, decision, found = history.setup, decide(history), findings(history)
     decisive = _decisive(decision)
-    known = values(history)
+    known = thinned(values(history))
     shown = charts(history, known)
     once = [
         (MEASURES[name], label, known[name][0][1]) for name, label in REFERENCE if name in known
@@ -189,6 +193,27 @@ def _view(history: History, words: Words) -> _View:
         marks=_MARKS,
         settings=_settings(setup.facts if setup else {}),
     )
+
+
+def thinned(known: Values, most: int = MOST_POINTS) -> Values:
+    """The same with means over neighbouring points where there are more than `most` of a measure.
+
+    Each mean stands at the last step of its window; the first and the last point stay as they are.
+    """
+
+    def means(points: Sequence[tuple[int, Interval]]) -> list[tuple[int, Interval]]:
+        inner = points[1:-1]
+        size = math.ceil(len(inner) / (most - 2))
+        windows = [inner[start : start + size] for start in range(0, len(inner), size)]
+        kept = [
+            (each[-1][0], Interval(sum(value.mean for _, value in each) / len(each), None, None))
+            for each in windows
+        ]
+        return [points[0], *kept, points[-1]]
+
+    return {
+        name: points if len(points) <= most else means(points) for name, points in known.items()
+    }
 
 
 def _decisive(decision: Decision) -> list[Reason]:
