@@ -273,8 +273,8 @@ def page(results: dict[str, Any]) -> str:
             "findings, report) over the time of the rest of `train()`.",
             "",
             "| trainer | budget | layers | steps x pairs | training, s | set-up, s | readings "
-            "(with samples) | pairs held out + trained, responses | a reading, s | overhead, wall | "
-            "overhead, processor |",
+            "(with samples) | pairs held out + trained, responses | a reading, s "
+            "| overhead, wall | overhead, processor |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [_budget_line(arm, row) for arm, row in results["budget"].items()]
