@@ -275,6 +275,19 @@ def test_rewards_above_0_need_no_decision() -> None:
     assert before.step == 0
 
 
+def test_a_loss_that_few_pairs_cannot_show_is_not_denied() -> None:
+    made = healthy(6, seed=12)
+    last = made.readings[-1]
+    logps = last.pairs.logps.copy()
+    logps[0, 2] = made.setup.baseline.ref_logps[0, 2] if made.setup else 0.0
+    logps[0, 2, 0] -= 60.0
+    widely = replace(last, pairs=replace(last.pairs, logps=logps))
+    decision = decide(replace(made, readings=[*made.readings[:-1], widely]))
+    assert decision.verdict == "undecided"
+    assert "too few pairs" in decision.answer
+    assert decision.change == ["Read more held-out pairs."]
+
+
 def test_few_pairs_leave_it_open_and_say_how_many_would_do() -> None:
     decision = decide(healthy(6, seed=12))
     assert decision.verdict == "undecided"

@@ -405,12 +405,23 @@ _TESTS = (
 def _not_negative(known: _Known, negative: Reason) -> Decision:
     reward = known.reward
     assert reward is not None
+    reasons = [negative, *filter(None, [_identity(known), _ranking(known)])]
+    if known.fall >= LEAST_EXCESS:
+        return Decision(
+            "undecided",
+            known.step,
+            f"Undecided: at step {known.step} {known.pairs} chosen answers have lost "
+            f"{known.fall:.2f} nats on average, and there are too few pairs to be sure that it is "
+            "a loss at all.",
+            reasons,
+            ["Read more held-out pairs."],
+        )
     words = "above 0" if reward.low is not None and reward.low > 0 else "not measurably below 0"
     return Decision(
         "not negative",
         known.step,
         f"At step {known.step} {known.pairs} chosen rewards are {words}: {said(reward, digits=3)}.",
-        [negative, *filter(None, [_identity(known), _ranking(known)])],
+        reasons,
         [],
     )
 
