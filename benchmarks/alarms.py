@@ -1,6 +1,6 @@
 """How often the monitor's findings are wrong, and how often they miss what was made for them.
 
-    python -m benchmarks.alarms [--healthy 300] [--each 12] [--seeds 20] [--failing 5]
+    python -m benchmarks.alarms [--healthy 300] [--each 10] [--seeds 20] [--failing 4]
 
 Two kinds of runs. *Made* histories move a table of probabilities in one chosen way
 (`tests/support/histories.py`); `--healthy` runs without a fault are judged after every probe, as a
@@ -9,7 +9,8 @@ tiny transformer learns a small language, then `PreferenceTrainer` trains it on 
 monitor on; `--seeds` runs with good settings, `--failing` of each bad setting. A false alarm is a
 run without a fault in which any rule says more than a note at any probe.
 Each run's outcome is appended to results/alarms/runs.jsonl, and a benchmark that was stopped goes
-on from there; then results.json and README.md are written. Run from the root of the repository.
+on from there; then results.json, README.md and figure.png are written. Run it from the root of the
+repository.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from tokenq.monitor.findings.rules import RULES, findings
 from tokenq.monitor.journal import MonitorFolder
 from tokenq.monitor.readings import History
 from tokenq.report.progress import progress_bar
-from tokenq.storage import write_text
+from tokenq.storage import atomic_file, write_text
 from tokenq.training import PreferenceConfig, PreferenceTrainer
 
 MADE_FOR: Mapping[str, set[str]] = {
@@ -352,8 +353,11 @@ def page(results: Mapping[str, Any]) -> str:
         "# How often the monitor is wrong",
         "",
         f"Written by `{results['command']}` on {machine['date']}, {machine['processor']}. "
-        "Intervals are Wilson's, 95 %. A false alarm is a run without a fault in which any of the "
+        f"{results['done']} of its {results['planned']} runs are done. Intervals are "
+        "Wilson's, 95 %. A false alarm is a run without a fault in which any of the "
         f"{results['rules']} rules says more than a note after any probe.",
+        "",
+        "![Rates with intervals](figure.png)",
         "",
         "## Runs without a fault",
         "",
@@ -390,8 +394,9 @@ def page(results: Mapping[str, Any]) -> str:
             lines.append(f"| {name} | {rule} | {_shown(row)} | {since} | {counts} |")
     lines += [
         "",
-        "Other rules are no false alarms here: a policy thrown far from its reference is also "
-        "overconfident, and an answer that falls out of line is displaced, whatever the cause.",
+        "Other rules mostly name true side effects: a policy thrown far from its reference is also "
+        "overconfident, and an answer that falls out of line is displaced, whatever the cause. "
+        "`identity_broken` in a run that is not `wrong_reference` is false.",
         "",
     ]
     return "\n".join(lines)
@@ -428,6 +433,34 @@ def _trained_page(real: Mapping[str, Any], steps: int) -> list[str]:
     return [*lines, ""]
 
 
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """A PNG of all rates: false alarms, trained faults, made faults."""
+    from matplotlib.figure import Figure
+
+    rows = [(f"no fault, {word}", results[word]["healthy"], "C3") for word in ("made", "trained")
+            if "healthy" in results[word]]  # fmt: skip
+    rows += [(name, results["trained"][name], "C0") for name in SETTINGS
+             if SETTINGS[name].expects and name in results["trained"]]  # fmt: skip
+    rows += [(name.replace("_", " "), results["made"][name], "C2") for name in MADE_FOR
+             if name in results["made"]]  # fmt: skip
+    figure = Figure(figsize=(6.4, 0.24 * len(rows) + 1), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for place, (_, row, color) in enumerate(rows):
+        axes.plot([row["low"], row["high"]], [-place, -place], color=color, lw=1.4)
+        axes.plot(row["rate"], -place, "o", ms=4, color=color)
+    axes.set_yticks([-place for place in range(len(rows))], [name for name, _, _ in rows])
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set(
+        xlim=(-0.02, 1.02),
+        xlabel="share of runs, 95 %",
+        title="Red: false alarms; blue: trained faults found; green: made faults found",
+    )
+    axes.title.set_size(8)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def _shown(row: Mapping[str, float]) -> str:
     return (
         f"{row['hits']:.0f} of {row['runs']:.0f}: {100 * row['rate']:.1f} % "
@@ -448,9 +481,9 @@ def _mean(states: Sequence[Mapping[str, float | None]], key: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--healthy", type=int, default=300, help="made runs without a fault")
-    parser.add_argument("--each", type=int, default=12, help="made runs of each fault")
+    parser.add_argument("--each", type=int, default=10, help="made runs of each fault")
     parser.add_argument("--seeds", type=int, default=20, help="trained runs without a fault")
-    parser.add_argument("--failing", type=int, default=5, help="trained runs of each fault")
+    parser.add_argument("--failing", type=int, default=4, help="trained runs of each fault")
     parser.add_argument("--steps", type=int, default=30, help="optimiser steps of a trained run")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     parser.add_argument("--out", type=Path, default=Path("results/alarms"))
@@ -478,11 +511,14 @@ def main() -> None:
         f"--steps {options.steps}",
         "machine": describe(1),
         "rules": len(RULES),
+        "planned": len(jobs),
+        "done": len(lines),
         "steps": options.steps,
         **summary(lines),
     }
     write_text(options.out / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(options.out / "README.md", page(results))
+    draw(results, options.out / "figure.png")
     print(page(results))
 
 
