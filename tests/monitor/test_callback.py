@@ -179,12 +179,12 @@ def test_readings_are_those_of_the_models_at_both_ends(tmp_path: Path, name: str
             assert found == pytest.approx(expected, abs=1e-3)
     assert last.samples is not None
     trained = trainer.state.log_history[-2]["likelihood/train_margin"]
-    assert trained == pytest.approx(
-        setup.beta
-        * np.mean((last.pairs.logps - setup.baseline.ref_logps).sum(1)[:, 4:] * [[1.0], [-1.0]])
-        * 2,
-        rel=1e-5,
-    )
+    chosen, rejected = (last.pairs.logps - setup.baseline.ref_logps).sum(1)[:, 4:]
+    of_prompts: dict[tuple[int, ...], list[float]] = {}
+    for pair, margin in zip(setup.probe.pairs[4:], chosen - rejected, strict=True):
+        of_prompts.setdefault(tuple(pair.prompt), []).append(margin)
+    expected = setup.beta * np.mean([np.mean(margins) for margins in of_prompts.values()])
+    assert trained == pytest.approx(expected, rel=1e-5)
 
 
 def test_probes_hold_rows_cut_as_trl_cuts_them(tmp_path: Path) -> None:

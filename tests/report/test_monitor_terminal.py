@@ -93,3 +93,8 @@ def test_sparklines() -> None:
     assert sparkline([]) == ""
     assert len(sparkline(list(range(100)))) == 16
     assert sparkline(list(range(100)))[-1] == "█"
+
+
+def test_a_run_that_was_only_set_up_has_no_news() -> None:
+    made = made_history("healthy")
+    assert list(news(None, replace(made, readings=[], logs=[]))) == []

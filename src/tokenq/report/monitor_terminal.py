@@ -73,7 +73,8 @@ def news(before: History | None, history: History) -> Iterator[Text]:
     for number, reading in enumerate(history.readings):
         if reading.step not in known:
             yield _line(_until(history, number))
-    if not history.readings and last_step(history) > (last_step(before) if before else -1):
+    lines = 0 if before is None else len(before.logs)
+    if not history.readings and len(history.logs) > lines:
         yield _line(history)
     told = {} if before is None else {each.name: each.severity for each in findings(before)}
     for each in findings(history):
